@@ -1,0 +1,140 @@
+"""The command ``export-model``: flags in, a bundle's path out.
+
+The path, or ``--json``'s manifest, goes to stdout; all talk goes to stderr. Exit status: 0 done, 1 a known failure
+(one line), 2 wrong usage, 130 interrupted.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from engineworks.export.recipe import Recipe
+
+_PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+def run() -> None:
+    """Run the command and leave without tearing torch down, which takes a third of a second."""
+    import gc
+
+    gc.disable()  # one short job: collecting the garbage of importing torch costs a tenth of a second
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or torch's idle threads spin: thrice the time on a busy host
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``export-model`` with these arguments (default: the process's own); return its exit status."""
+    try:
+        status = _command.main(args=argv, prog_name="export-model", standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("export-model: interrupted; nothing was left behind.", err=True)
+        return 130
+    return int(status or 0)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("model", required=False)
+@click.option("-o", "--out", metavar="DIR", help="The bundle's folder; default MODEL-PRECISION here.")
+@click.option("--fp32", is_flag=True, help="Keep float32 (default).")
+@click.option("--fp16", is_flag=True, help="Cast to FP16; inputs and outputs stay float32.")
+@click.option("--bf16", is_flag=True, help="Cast to BF16; inputs and outputs stay float32.")
+@click.option("--weights", metavar="FILE|imagenet", help="A .safetensors or .pth file, or the published weights.")
+@click.option(
+    "--batch", metavar="MIN:OPT:MAX", default="1:8:32", show_default=True, help="Batch sizes to prove and build."
+)
+@click.option("--engine", type=click.Choice(["auto", "tensorrt", "rtx", "none"]), default="auto", show_default=True)
+@click.option("--target", metavar="SM,…", help="GPUs for the RTX engine, such as sm86,sm89; default all it supports.")
+@click.option("--opset", type=click.IntRange(18, 23), help="ONNX operator set; default 20, or 22 for --bf16.")
+@click.option(
+    "--simplify", type=click.Choice(["auto", "onnxsim", "onnxslim", "none"]), default="auto", show_default=True
+)
+@click.option("--force", is_flag=True, help="Replace the bundle that stands there.")
+@click.option("--no-cache", is_flag=True, help="Neither use nor keep a bundle made before.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path.")
+@click.option("--list", "listing", is_flag=True, help="List the networks and stop.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
+def _command(**flags: Any) -> int:
+    """Export MODEL into a bundle: an ONNX graph proven against PyTorch, and a TensorRT engine built from it."""
+    from engineworks.models.errors import ModelError
+    from engineworks.runtime.errors import EngineworksError
+
+    if flags["listing"]:
+        return _list()
+    recipe = _recipe(flags)
+    try:
+        return _export(recipe, flags)
+    except (EngineworksError, ModelError, MemoryError, OSError) as error:
+        click.echo(f"export-model: {error or type(error).__name__}", err=True)
+        return 1
+
+
+def _recipe(flags: dict[str, Any]) -> "Recipe":
+    """Turn flags into a recipe; contradictions are usage errors."""
+    from engineworks.export.recipe import Recipe, parse_batch
+    from engineworks.export.trt_targets import parse_targets
+    from engineworks.runtime.errors import EngineError
+
+    asked = [name for name in _PRECISIONS if flags[name]]
+    if not flags["model"]:
+        raise click.UsageError("which MODEL? export-model --list shows them.")
+    if len(asked) > 1:
+        raise click.UsageError(f"--{asked[0]} and --{asked[1]} contradict each other; pass one.")
+    if flags["target"] and flags["engine"] in {"none", "tensorrt"}:
+        why = "builds no engine" if flags["engine"] == "none" else "compiles for this host's GPU alone"
+        raise click.UsageError(f"--target and --engine {flags['engine']} contradict each other: that {why}.")
+    try:
+        batch = parse_batch(flags["batch"])
+        targets = parse_targets(flags["target"]) if flags["target"] else ()
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--batch") from error
+    except EngineError as error:
+        raise click.BadParameter(str(error), param_hint="--target") from error
+    return Recipe(
+        model=flags["model"],
+        precision=asked[0] if asked else "fp32",  # type: ignore[arg-type]
+        weights=flags["weights"],
+        batch=batch,
+        opset=flags["opset"] or 0,
+        engine=flags["engine"],
+        targets=targets,
+        simplify=flags["simplify"],
+    )
+
+
+def _export(recipe: "Recipe", flags: dict[str, Any]) -> int:
+    from engineworks.export.pipeline import export_model
+    from engineworks.export.talk import Talk
+
+    out = Path(flags["out"] or recipe.name)
+    talk = Talk(quiet=flags["quiet"])
+    with talk:
+        bundle = export_model(
+            recipe,
+            out,
+            force=flags["force"],
+            use_cache=not flags["no_cache"],
+            say=talk.say,
+            on_download=talk.download,
+        )
+    talk.done(bundle)
+    click.echo((bundle.path / "manifest.json").read_text("utf-8").rstrip() if flags["as_json"] else str(out))
+    return 0
+
+
+def _list() -> int:
+    from engineworks.models import NETWORKS
+
+    for name, network in NETWORKS.items():
+        weights = "shipped" if network.shipped else "imagenet" if network.published else "none"
+        click.echo(f"{name:<12} weights: {weights:<9} {network.paper}")
+    return 0

@@ -1,0 +1,170 @@
+"""An export in words and in a manifest: the lines that a person reads, and the record that a service reads."""
+
+import io
+import os
+import zipfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from engineworks.export.cache import versions
+from engineworks.export.engine import Choice, Engine
+from engineworks.export.precision import realised
+from engineworks.export.recipe import Recipe
+from engineworks.export.source import Source
+from engineworks.runtime.bundle import CPU_GRAPH, GRAPH, REFERENCE
+from engineworks.runtime.errors import ExportError
+from engineworks.runtime.manifest import EngineRecord, Manifest, Model, Precision, Rung, Tensor, Weights
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, ValueInfoProto
+    from torch import nn
+
+    from engineworks.export.parity import Yardstick
+    from engineworks.export.prove import Proven
+    from engineworks.export.to_onnx import Exported
+
+_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
+
+
+def count(number: int) -> str:
+    """Write a number of parameters as people do: ``6.6 M``."""
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number / 1e3:.1f} k"
+
+
+def parameters(module: "nn.Module") -> int:
+    """Count a module's parameters, buffers not among them."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def weights_line(weights: Weights) -> str:
+    """Say where the weights come from, and loudly where they were never trained."""
+    if weights.trained:
+        return f"{weights.origin}: {weights.detail}" + (f" ({weights.licence})" if weights.licence else "")
+    return f"UNTRAINED ({weights.detail}): its answers mean nothing. Pass --weights imagenet or --weights FILE."
+
+
+def graph_line(exported: "Exported", recipe: Recipe) -> str:
+    """Say how large the graph is, and how it was made."""
+    graph = exported.graph
+    size = f"{len(graph.graph.node)} nodes, {count(_weights(graph))} weights, opset {recipe.graph_opset}"
+    return f"{size}, by {exported.route}"
+
+
+def rung_line(rung: Rung) -> tuple[str, str]:
+    """Say how a comparison went: the rung's name, and its figures at its largest batch."""
+    found = "equal, bit for bit" if rung.sqnr_db is None else f"{rung.sqnr_db:.1f} dB"
+    return rung.candidate, f"{found} against PyTorch (needs {rung.required_db:.1f}), top-1 agrees on {rung.top1:.0%}"
+
+
+def engine_line(engine: Engine | None, choice: Choice) -> str:
+    """Say which engine was built, for what, or why there is none."""
+    if engine is None:
+        return f"none: {'; '.join(choice.passed_over)}"
+    size = f"{len(engine.plan) / 1e6:.1f} MB"
+    return f"{engine.flavour} {engine.version} for {', '.join(engine.targets)}: {size} in {engine.seconds:.1f} s"
+
+
+def manifest(
+    recipe: Recipe,
+    source: Source,
+    choice: Choice,
+    parameter_count: int,
+    proven: "Proven",
+    engine: Engine | None,
+) -> Manifest:
+    """Assemble the record of an export; the files are filled in when they are written."""
+    network = source.network
+    graph = proven.graph
+    return Manifest(
+        name=recipe.name,
+        created=_now(),
+        model=Model(network.name, network.family, network.paper, parameter_count),
+        weights=source.weights,
+        precision=Precision(recipe.precision, realised(graph)),
+        inputs=tuple(_tensor(value) for value in graph.graph.input),
+        outputs=tuple(_tensor(value) for value in graph.graph.output),
+        scores=network.scores,
+        batch=recipe.batch,
+        preprocessing=source.preprocessing.to_json(),
+        labels=network.labels,
+        graph=_graph_record(graph, recipe, proven.cpu is not None),
+        parity=proven.rungs,
+        engines=() if engine is None else (_engine_record(engine),),
+        notes=(*proven.notes, *_notes(recipe, engine, choice)),
+        recipe=recipe.to_json(),
+        tools=versions(),
+        files={},
+    )
+
+
+def files(manifest_of: Manifest, proven: "Proven", engine: Engine | None, yardstick: "Yardstick") -> dict[str, bytes]:
+    """Return the bundle's files, the manifest not among them."""
+    arrays = {f"input:{name}": array for name, array in yardstick.inputs.items()}
+    arrays |= {f"output:{t.name}": array for t, array in zip(manifest_of.outputs, yardstick.reference, strict=True)}
+    content = {GRAPH: proven.content, REFERENCE: npz(arrays)}
+    if proven.cpu is not None:
+        content[CPU_GRAPH] = proven.cpu
+    if engine is not None:
+        content[manifest_of.engines[0].file] = engine.plan
+    return content
+
+
+def npz(arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
+    """Write arrays as an ``.npz`` whose bytes depend on them alone."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue())
+    return stream.getvalue()
+
+
+def _graph_record(graph: "ModelProto", recipe: Recipe, cpu: bool) -> dict[str, object]:
+    return {
+        "opset": recipe.graph_opset,
+        "nodes": len(graph.graph.node),
+        "weights": _weights(graph),
+        "simplifier": "none" if recipe.simplify == "auto" else recipe.simplify,
+        "cpu": CPU_GRAPH if cpu else GRAPH,
+    }
+
+
+def _engine_record(engine: Engine) -> EngineRecord:
+    file = f"engines/{engine.flavour}-{'-'.join(engine.targets)}.engine"
+    return EngineRecord(file, engine.flavour, engine.version, engine.targets, engine.layers, dict(engine.layer_types))
+
+
+def _notes(recipe: Recipe, engine: Engine | None, choice: Choice) -> list[str]:
+    if engine is None:
+        return [f"no engine: {'; '.join(choice.passed_over)}"]
+    notes = ["the engine was compiled, not run: its outputs are compared where a GPU is"]
+    notes += [f"passed over: {reason}" for reason in choice.passed_over]
+    notes += [f"engine without {target}: {reason}" for target, reason in engine.left_out.items()]
+    if recipe.precision == "fp32" and engine.tf32:
+        notes.append("the engine's float32 layers may round operands to TF32 (11 bits): the compiler keeps that on")
+    return notes
+
+
+def _weights(graph: "ModelProto") -> int:
+    return sum(int(np.prod(tensor.dims)) for tensor in graph.graph.initializer if tensor.data_type in {1, 10, 16})
+
+
+def _tensor(value: "ValueInfoProto") -> Tensor:
+    kind = value.type.tensor_type
+    shape = tuple(axis.dim_param or axis.dim_value for axis in kind.shape.dim)
+    return Tensor(value.name, _TYPES[kind.elem_type], shape)
+
+
+def _now() -> str:
+    """Return the time in UTC; SOURCE_DATE_EPOCH (reproducible-builds.org) sets it."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ExportError(f"SOURCE_DATE_EPOCH: expected seconds since 1970, got {epoch!r}.") from error
+    return moment.isoformat(timespec="seconds")

@@ -1,0 +1,114 @@
+"""Hold a graph's outputs against the PyTorch original, at every batch size that was promised.
+
+The least that passes is derived from the network itself (``reference.noise_floor``), never a constant: a tolerance
+such as 1e-5 fails correct networks, and 1e-2 passes broken ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engineworks.export.samples import rows
+from engineworks.runtime.backend import open_session
+from engineworks.runtime.compare import Agreement, agreement
+from engineworks.runtime.errors import ParityError
+from engineworks.runtime.manifest import Batch, Rung, Scores
+
+Floats = npt.NDArray[np.float32]
+MARGIN_DB = 6.02  # twice the noise amplitude of the floor: one bit
+_DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What the original answers: the samples, its outputs for them, its outputs by batch size, and how they rank."""
+
+    inputs: Mapping[str, Floats]
+    reference: Sequence[Floats]
+    answers: Mapping[int, Sequence[Floats]]
+    scores: Scores
+
+
+def batches(batch: Batch) -> list[int]:
+    """Return the batch sizes at which every rung is compared: smallest, usual and largest."""
+    return sorted({batch.min, batch.opt, batch.max})
+
+
+def climb(
+    graph: bytes,
+    name: str,
+    outputs: Sequence[str],
+    yardstick: Yardstick,
+    floors: Sequence[tuple[float, str]],
+) -> tuple[Rung, ...]:
+    """Run a graph on the CPU at every batch size and compare each output with the original's.
+
+    Args:
+        graph: a serialised ONNX model.
+        name: the rung's name, such as ``onnx-fp16``.
+        outputs: the names of the graph's outputs, in the order of the original's.
+        yardstick: what the original answers.
+        floors: for each output, the decibels that a correct run keeps, and where that figure comes from.
+
+    Raises:
+        ParityError: an output at a batch size is further from the original than the floor and its margin allow.
+    """
+    session = open_session(graph, "cpu")
+    rungs = []
+    for batch, answers in yardstick.answers.items():
+        inputs: dict[str, npt.NDArray[np.generic]] = {
+            key: rows(value, batch) for key, value in yardstick.inputs.items()
+        }
+        results = session.run(inputs, list(outputs))
+        for output, expected, got, floor in zip(outputs, answers, results, floors, strict=True):
+            figures = agreement(expected, np.asarray(got, np.float32), yardstick.scores)
+            rung = _rung(name, output, batch, figures, floor)
+            _check(rung, figures)
+            rungs.append(rung)
+    session.close()
+    return tuple(rungs)
+
+
+def check_alive(answers: Sequence[Floats]) -> None:
+    """Refuse an original whose answers say nothing: not finite, or the same whatever the input.
+
+    Raises:
+        ParityError: nothing could be proven by comparing with it.
+    """
+    for output in answers:
+        if not np.isfinite(output).all():
+            raise ParityError("the PyTorch original itself answers NaN or infinity; its weights are broken.")
+        if len(output) > 1 and all(np.array_equal(row, output[0]) for row in output[1:]):
+            raise ParityError("the PyTorch original answers every input alike; no comparison could prove anything.")
+
+
+def _check(rung: Rung, figures: Agreement) -> None:
+    if not figures.sqnr_db >= rung.required_db:
+        raise ParityError(
+            f"{rung.candidate}, batch {rung.batch}, output {rung.output}: {figures.sqnr_db:.1f} dB against PyTorch, "
+            f"needs {rung.required_db:.1f} ({rung.floor}); largest difference {figures.max_abs:.3g}, "
+            f"top-1 agrees on {figures.top1:.0%}. Nothing was written."
+        )
+
+
+def _rung(name: str, output: str, batch: int, figures: Agreement, floor: tuple[float, str]) -> Rung:
+    return Rung(
+        candidate=name,
+        reference="pytorch-fp32",
+        output=output,
+        batch=batch,
+        max_abs=_short(figures.max_abs),
+        max_rel=_short(figures.max_rel),
+        cosine=round(figures.cosine, 9),
+        sqnr_db=None if figures.sqnr_db == np.inf else round(figures.sqnr_db, 1),
+        top1=round(figures.top1, 4),
+        top5=round(figures.top5, 4),
+        required_db=round(min(floor[0], 300.0) - MARGIN_DB, 1),
+        floor=floor[1],
+    )
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")

@@ -1,0 +1,205 @@
+"""From a module to a typed graph that is proven: every step's post-condition, and the figures of every rung."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from engineworks.calibration import LARGEST_FP16, beyond_fp16, observe_ranges
+from engineworks.export.clean import clean, modules
+from engineworks.export.emitter import CannotTranslate
+from engineworks.export.half import HalfType, to_half
+from engineworks.export.parity import Yardstick, climb
+from engineworks.export.pools import remove_empty_pools
+from engineworks.export.precision import check_realised
+from engineworks.export.recipe import Recipe
+from engineworks.export.reference import float32_floor, noise_floor, rounded_trace
+from engineworks.export.samples import rows
+from engineworks.export.simplify import simplify
+from engineworks.export.to_onnx import Exported, to_onnx
+from engineworks.export.translate import translate
+from engineworks.runtime.errors import ExportError
+from engineworks.runtime.manifest import Batch, Rung
+
+if TYPE_CHECKING:
+    import torch
+    from onnx import ModelProto
+    from torch import nn
+
+Floats = npt.NDArray[np.float32]
+Floors = list[tuple[float, str]]
+_FLOOR_ROWS = 4  # the floor's noise is averaged over every element of these rows' outputs
+_NEAR = 0.25  # of FP16's range: worth a note, for other inputs may go further
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A typed graph, the figures that hold it to the original, and what a reader should know of it.
+
+    ``cpu`` is a graph for ONNX Runtime on the CPU where it has no kernels for the typed one, else None.
+    """
+
+    graph: "ModelProto"
+    content: bytes
+    cpu: bytes | None
+    rungs: tuple[Rung, ...]
+    notes: tuple[str, ...]
+
+
+def export_graph(module: "nn.Module", inputs: dict[str, Floats], outputs: tuple[str, ...], recipe: Recipe) -> Exported:
+    """Export the module and clean its graph; checked by ONNX's own checker.
+
+    Raises:
+        ExportError: whatever ``to_onnx``, the simplifier or the checker refuses.
+    """
+    import torch
+
+    few = {name: rows(array, _within(2, recipe.batch)) for name, array in inputs.items()}
+    examples = {name: torch.from_numpy(array) for name, array in few.items()}
+    exported = _by_best_route(module, examples, outputs, recipe)
+    clean(exported.graph, recipe.model)
+    remove_empty_pools(exported.graph)
+    graph = simplify(exported.graph, recipe.simplify, few)
+    clean(graph, recipe.model, known=modules(exported.graph))  # simplifiers drop what nodes carry, and leave marks
+    check(graph, tuple(inputs), outputs)
+    return replace(exported, graph=graph)
+
+
+def _within(wanted: int, batch: Batch) -> int:
+    return min(max(wanted, batch.min), batch.max)
+
+
+def _by_best_route(
+    module: "nn.Module", examples: "dict[str, torch.Tensor]", outputs: tuple[str, ...], recipe: Recipe
+) -> Exported:
+    """Translate the module ourselves where that is certain; else take the stock route, and keep the reason."""
+    try:
+        graph, traced = translate(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset)
+        return Exported(graph, rounded_trace(traced), "fx translation")
+    except CannotTranslate as reason:
+        exported = to_onnx(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset)
+        return replace(exported, route=f"{exported.route} (fx translation stops at {reason})")
+
+
+def check(graph: "ModelProto", inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+    """Hold a graph against ONNX's checker, and its inputs and outputs against the names it should have.
+
+    Raises:
+        ExportError: what the checker says, or the names that differ.
+    """
+    from onnx import checker
+
+    try:
+        checker.check_model(graph)
+    except checker.ValidationError as error:
+        raise ExportError(f"the graph is not valid ONNX: {str(error).splitlines()[0]}") from error
+    names = tuple(v.name for v in graph.graph.input), tuple(v.name for v in graph.graph.output)
+    if names != (inputs, outputs):
+        raise ExportError(
+            f"the graph's inputs and outputs are {names[0]} and {names[1]}, expected {inputs} and {outputs}."
+        )
+
+
+def prove(
+    exported: Exported,
+    recipe: Recipe,
+    yardstick: Yardstick,
+    on_typed: Callable[[bytes], None],
+    say: Callable[[Rung], None],
+) -> Proven:
+    """Cast the graph as asked and compare every graph on the way with the original.
+
+    Args:
+        exported: the float32 graph and its program.
+        recipe: the precision asked for.
+        yardstick: what the original answers.
+        on_typed: given the typed graph as soon as it stands, so that its engine can be compiled meanwhile.
+        say: told the rung at the largest batch of each comparison.
+
+    Raises:
+        ExportError: a weight or a value beyond FP16's range, or a layer in another precision than asked.
+        ParityError: a graph that does not answer as the original does.
+    """
+    few = {name: rows(array, _within(_FLOOR_ROWS, recipe.batch)) for name, array in yardstick.inputs.items()}
+    plain, outputs = exported.graph.SerializeToString(), [value.name for value in exported.graph.graph.output]
+    if recipe.precision == "fp32":
+        check_realised(exported.graph, "fp32")
+        on_typed(plain)
+        floors, _ = _floors(exported, few, yardstick, "fp16")
+        rungs = _climb(plain, "onnx-fp32", outputs, yardstick, floors, say)
+        return Proven(exported.graph, plain, None, rungs, ())
+    kind: HalfType = recipe.precision
+    notes = _check_ranges(exported.graph, plain, few) if kind == "fp16" else ()
+    typed = to_half(exported.graph, kind)
+    check(typed, tuple(yardstick.inputs), tuple(outputs))
+    check_realised(typed, kind)
+    content = typed.SerializeToString()
+    on_typed(content)
+    floors, half_floors = _floors(exported, few, yardstick, kind)
+    rungs = _climb(plain, "onnx-fp32", outputs, yardstick, floors, say)
+    cpu = _emulated(typed, kind)
+    rungs += _climb(cpu or content, f"onnx-{kind}{'-emulated' if cpu else ''}", outputs, yardstick, half_floors, say)
+    return Proven(typed, content, cpu, rungs, notes)
+
+
+def _climb(
+    graph: bytes,
+    name: str,
+    outputs: Sequence[str],
+    yardstick: Yardstick,
+    floors: Floors,
+    say: Callable[[Rung], None],
+) -> tuple[Rung, ...]:
+    rungs = climb(graph, name, outputs, yardstick, floors)
+    say(rungs[-1])
+    return rungs
+
+
+def _emulated(typed: "ModelProto", kind: HalfType) -> bytes | None:
+    """ONNX Runtime's CPU kernels know FP16, and no BF16 convolution."""
+    if kind == "fp16":
+        return None
+    from engineworks.export.emulate import emulate
+
+    content: bytes = emulate(typed, kind).SerializeToString()
+    return content
+
+
+def _floors(exported: Exported, few: dict[str, Floats], yardstick: Yardstick, kind: HalfType) -> tuple[Floors, Floors]:
+    """Return the floors of float32 and of ``kind``, each with its source in words."""
+    half = noise_floor(exported.run, few, [output[:_FLOOR_ROWS] for output in yardstick.reference], kind)
+    if not all(floor > 0 for floor in half):
+        raise ExportError(
+            f"{kind} cannot carry this network: rounding every tensor to it leaves nothing of its answers. Use --fp32."
+        )
+    plain = [float32_floor(floor, kind, exported.graph) for floor in half]
+    words = f"{kind} rounding of the original"
+    return [(db, f"{words}, float32's bits gained, sums lost") for db in plain], [(db, words) for db in half]
+
+
+def _check_ranges(graph: "ModelProto", content: bytes, few: dict[str, Floats]) -> tuple[str, ...]:
+    """Refuse values that FP16 cannot hold, by layer; note those that come near.
+
+    Raises:
+        ExportError: naming the first layer beyond, its module, and how far it goes.
+    """
+    ranges, where = observe_ranges(content, few), modules(graph)
+    beyond = beyond_fp16(ranges)
+    if beyond:
+        name, value = next(iter(beyond.items()))
+        raise ExportError(
+            f"FP16 overflows: {_named(name, where)} reaches {value:.3g} on the sample inputs, FP16 ends at "
+            f"{LARGEST_FP16:.0f} ({len(beyond)} such tensors). Use --bf16 or --fp32."
+        )
+    name, value = max(ranges.items(), key=lambda item: item[1])
+    if value < LARGEST_FP16 * _NEAR:
+        return ()
+    return (
+        f"FP16 range: {_named(name, where)} reaches {value:.3g} of {LARGEST_FP16:.0f}; larger inputs may overflow.",
+    )
+
+
+def _named(value: str, where: dict[str, str]) -> str:
+    return f"{where[value]} ({value})" if where.get(value) else value

@@ -1,0 +1,160 @@
+"""What the PyTorch original answers, and how much noise a precision costs it: the yardsticks of every comparison.
+
+The noise floor is not a constant and needs no GPU: the network is run once more in float32 with every tensor rounded
+to the type in question, which is what a run in that type with exact sums would give. On GoogLeNet it equals torch's
+own ``.half()`` to 0.01 dB, in an eighth of the time, and it also works where torch's CPU has no FP16 kernel (LRN).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engineworks.export.half import HalfType
+from engineworks.export.samples import rows
+from engineworks.runtime.compare import sqnr
+
+if TYPE_CHECKING:
+    import torch
+    from onnx import ModelProto
+    from torch import fx
+    from torch.export import ExportedProgram
+
+Floats = npt.NDArray[np.float32]
+RoundedRun = Callable[[Mapping[str, Floats], HalfType], list[Floats]]
+"""Runs the original on named inputs with every tensor, weights among them, rounded to a type; gives its outputs."""
+
+_SIGNIFICAND = {"fp32": 24, "fp16": 11, "bf16": 8}  # bits, the hidden one included (IEEE 754-2019, table 3.5)
+_SAME_DB = 90.0  # 15 bits: above what other sums in float32 cost a deep network, far below a batch that matters
+_DB_PER_BIT = 20 * math.log10(2)
+
+
+def answer(module: "torch.nn.Module", inputs: Mapping[str, Floats]) -> list[Floats]:
+    """Run the original in float32; its outputs, flattened in the order of ``forward``."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    with torch.inference_mode():
+        result = module(*(torch.tensor(array) for array in inputs.values()))  # a copy: forward may work in place
+    return [leaf.numpy() for leaf in tree_leaves(result)]
+
+
+def answers_by_batch(
+    module: "torch.nn.Module", inputs: Mapping[str, Floats], reference: Sequence[Floats], sizes: Sequence[int]
+) -> dict[int, list[Floats]]:
+    """Return what the original answers at each batch size, its samples repeated or cut to that many rows.
+
+    Args:
+        module: the original.
+        inputs: the samples.
+        reference: its outputs for them.
+        sizes: the batch sizes.
+
+    The original itself is run at the smallest size. Where its rows there are, to within float32 rounding, those that it
+    gives among all samples, a row's answer does not depend on its batch, and the larger sizes are made of the same
+    rows; where they are not, it is run at every size.
+    """
+    count = len(next(iter(inputs.values())))
+    smallest = _at(module, inputs, min(sizes))
+    repeated = {size: [rows(output, size) for output in reference] for size in sizes}
+    apart = zip(repeated[min(sizes)], smallest, strict=True)
+    if count != min(sizes) and all(sqnr(signal, other) > _SAME_DB for signal, other in apart):
+        return repeated | {min(sizes): smallest}
+    return {size: smallest if size == min(sizes) else _at(module, inputs, size) for size in sizes}
+
+
+def _at(module: "torch.nn.Module", inputs: Mapping[str, Floats], size: int) -> list[Floats]:
+    return answer(module, {name: rows(array, size) for name, array in inputs.items()})
+
+
+def noise_floor(run: RoundedRun, inputs: Mapping[str, Floats], exact: Sequence[Floats], kind: HalfType) -> list[float]:
+    """Return for each output the decibels at which rounding every tensor to ``kind`` leaves it; inf where exact.
+
+    Args:
+        run: the original, as a route of export gives it.
+        inputs: a few rows; 2 or more where the batch is free.
+        exact: what the original answers to them in float32.
+        kind: ``fp16`` or ``bf16``.
+
+    Rounding that overflows gives NaN or −inf: the type cannot carry the network.
+    """
+    return [sqnr(signal, other) for signal, other in zip(exact, run(inputs, kind), strict=True)]
+
+
+def float32_floor(half_floor: float, kind: HalfType, graph: "ModelProto") -> float:
+    """Return the decibels that two correct float32 runs keep: the half type's floor and the bits it lacks, less sums.
+
+    Float32 has 13 bits more than FP16 (6.02 dB each). Rounding inside a sum of K terms grows as √K in amplitude
+    (Higham and Mary, SIAM J. Sci. Comput. 41, 2019, theorem 2.4), so 10·log10 of the largest K is taken off.
+    """
+    gained = _DB_PER_BIT * (_SIGNIFICAND["fp32"] - _SIGNIFICAND[kind])
+    return half_floor + gained - 10 * math.log10(_longest_sum(graph))
+
+
+def _longest_sum(graph: "ModelProto") -> int:
+    kernels = (list(tensor.dims) for tensor in graph.graph.initializer if len(tensor.dims) >= 2)
+    return max((math.prod(dims[1:]) for dims in kernels), default=1)
+
+
+def rounded_program(program: "ExportedProgram") -> RoundedRun:
+    """Make the rounded run of an exported program."""
+    import torch
+    from torch.export.graph_signature import InputKind
+
+    def run(inputs: Mapping[str, Floats], kind: HalfType) -> list[Floats]:
+        given, held = iter(inputs.values()), {**program.state_dict, **program.constants}
+        lined_up = [
+            torch.from_numpy(next(given)) if spec.kind == InputKind.USER_INPUT else held[str(spec.target)]
+            for spec in program.graph_signature.input_specs
+        ]
+        with torch.no_grad():
+            return [output.numpy() for output in _rounding(program.graph_module, kind).run(*lined_up)]
+
+    return run
+
+
+def rounded_trace(traced: "fx.GraphModule") -> RoundedRun:
+    """Make the rounded run of a symbolic trace, whose modules hold their own weights."""
+    import copy
+
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    def run(inputs: Mapping[str, Floats], kind: HalfType) -> list[Floats]:
+        held = [*traced.parameters(), *traced.buffers()]
+        with torch.no_grad():
+            memo = {id(tensor): _rounded(tensor.detach(), kind) for tensor in held}
+            rounded = copy.deepcopy(traced, memo)
+            result = _rounding(rounded, kind).run(*(torch.from_numpy(array) for array in inputs.values()))
+        return [leaf.numpy() for leaf in tree_leaves(result)]
+
+    return run
+
+
+def _rounded(tensor: "torch.Tensor", kind: HalfType) -> "torch.Tensor":
+    import torch
+
+    half = torch.float16 if kind == "fp16" else torch.bfloat16
+    return tensor.to(half).float() if tensor.dtype == torch.float32 else tensor
+
+
+def _rounding(traced: "fx.GraphModule", kind: HalfType) -> "fx.Interpreter":
+    """Make an interpreter that rounds every float32 tensor it meets."""
+    import torch
+    from torch.nn import functional
+
+    class Rounding(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            result = super().run_node(n)
+            return _rounded(result, kind) if isinstance(result, torch.Tensor) else result
+
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            if "onnx_symbolic" not in str(target):
+                return super().call_function(target, args, kwargs)
+            # torch evaluates its symbolic ONNX nodes to zeros; the only one that is made here is LRN
+            alpha, beta, k = kwargs["attr_floats"]
+            return functional.local_response_norm(args[0][0], kwargs["attr_ints"][0], alpha, beta, k)
+
+    return Rounding(traced)

@@ -1,0 +1,104 @@
+"""Where a model comes from: its network, its weights, and what is known of both before torch is imported."""
+
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engineworks.export.recipe import Recipe
+from engineworks.models.errors import WeightsError
+from engineworks.models.registry import Network, find
+from engineworks.runtime.errors import ExportError
+from engineworks.runtime.manifest import Weights
+from engineworks.runtime.preprocess import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+OnDownload = Callable[[int, int | None], None]
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network with its weights, not yet built. ``file`` is the checkpoint, None where a seed makes the weights."""
+
+    network: Network
+    weights: Weights
+    file: Path | None
+    preprocessing: Preprocessing
+
+    @property
+    def identity(self) -> str:
+        """What the weights are, for the cache's key: the digest of their file, or the seed."""
+        return self.weights.sha256 or self.weights.detail
+
+    def build(self) -> "nn.Module":
+        """Build the module: float32, on the CPU, in eval mode.
+
+        Raises:
+            WeightsError: the checkpoint does not fit, or holds something else than tensors.
+        """
+        from engineworks.models.weights import build_network, read_checkpoint
+
+        return build_network(self.network, read_checkpoint(self.file) if self.file else None, seed=SEED)
+
+
+def resolve(recipe: Recipe, downloads: Path, on_download: OnDownload | None = None) -> Source:
+    """Find the network and its weights; ``imagenet`` weights are downloaded where they are not yet kept.
+
+    Raises:
+        UnknownModelError: no network has that name.
+        WeightsError: no such file, or nothing was published for this network.
+        DownloadError: the published file cannot be had, or is not what was published.
+    """
+    network = find(recipe.model)
+    if recipe.weights == "imagenet":
+        return _published(network, downloads, on_download)
+    if recipe.weights is not None:
+        return _from_file(network, Path(recipe.weights))
+    if network.shipped_path is not None:
+        digest = _digest(network.shipped_path)
+        weights = Weights("shipped", network.shipped_path.name, True, digest, "Apache-2.0")
+        return _source(network, weights, network.shipped_path)
+    return _source(network, Weights("seed", f"seed {SEED}", False, None, None), None)
+
+
+def _published(network: Network, downloads: Path, on_download: OnDownload | None) -> Source:
+    from engineworks.models.download import fetch
+
+    published = network.published
+    if published is None:
+        raise WeightsError(f"--weights imagenet: none were published for {network.name}. Pass --weights FILE.")
+    file = fetch(published, downloads, on_progress=on_download)
+    weights = Weights("published", published.url, True, _digest(file), published.licence)
+    recipe = published.preprocessing or network.preprocessing
+    return Source(network, weights, file, Preprocessing.from_json(recipe))
+
+
+def _from_file(network: Network, file: Path) -> Source:
+    if not file.is_file():
+        raise WeightsError(f"--weights {file}: there is no such file. Pass a .safetensors or .pth file, or imagenet.")
+    return _source(network, Weights("file", file.name, True, _digest(file), None), file)
+
+
+def _source(network: Network, weights: Weights, file: Path | None) -> Source:
+    return Source(network, weights, file, Preprocessing.from_json(network.preprocessing))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_torch() -> None:
+    """Refuse to begin where the export extra is missing.
+
+    Raises:
+        ExportError: torch or onnx is not installed; the message has the line that brings them.
+    """
+    for name in ("torch", "onnx", "onnxscript", "safetensors"):
+        if importlib.util.find_spec(name) is None:
+            raise ExportError(f'{name} is not installed, and exporting needs it. pip install "engineworks[export]"')

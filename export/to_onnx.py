@@ -1,0 +1,213 @@
+"""From a PyTorch module to a clean float32 ONNX graph, by ``torch.export`` and the dynamo converter.
+
+``torch.onnx.export`` is never given the module itself: it answers a failed capture by narrowing the batch range or
+fixing the batch, and passes that off as success. Here ``torch.export.export`` is called by us, with the range held
+afterwards, and only its program is converted.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engineworks.export.fold import fold_batch_norm
+from engineworks.export.recipe import NEWEST_OPSET, OLDEST_OPSET
+from engineworks.export.reference import RoundedRun, rounded_program
+from engineworks.runtime.errors import ExportError
+from engineworks.runtime.manifest import Batch
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+    from torch.export import ExportedProgram
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A float32 graph, the original's rounded run (``reference.RoundedRun``), and how the graph was made, in words."""
+
+    graph: "onnx.ModelProto"
+    run: RoundedRun
+    route: str
+
+
+def to_onnx(
+    module: "torch.nn.Module",
+    inputs: "dict[str, torch.Tensor]",
+    outputs: tuple[str, ...],
+    *,
+    batch: Batch,
+    opset: int = 20,
+) -> Exported:
+    """Export a module in eval mode with a free batch axis.
+
+    Args:
+        module: float32, on the CPU, in eval mode throughout.
+        inputs: name → example of at least 2 rows (1 where ``batch.max`` is 1); axis 0 is the batch.
+        outputs: names for the outputs, in the order in which ``forward`` returns them.
+        batch: the range that must hold; checked on the program.
+        opset: ONNX operator set, 18 to 23.
+
+    Raises:
+        ExportError: training mode, randomness, a forward that changes the module's own state, sizes that depend on the
+            data, a batch that the forward fixes or narrows, another opset, or anything that ``torch.export`` or the
+            converter refuses; the message is the first line of theirs.
+    """
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise ExportError(f"opset: expected {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset}.")
+    _check_eval(module)
+    folded = fold_batch_norm(module)
+    program = _capture(folded, inputs, batch)
+    _check_sizes(program)
+    _check_range(program, batch)
+    _check_deterministic(program)
+    _check_stateless(program)
+    return Exported(_convert(program, inputs, outputs, batch, opset), rounded_program(program), "torch.export")
+
+
+def _check_eval(module: "torch.nn.Module") -> None:
+    training = [name or "the module itself" for name, child in module.named_modules() if child.training]
+    if training:
+        raise ExportError(
+            f"expected eval mode, got training mode in {training[0]} and {len(training) - 1} more. Call .eval()."
+        )
+
+
+def _dynamic(names: "dict[str, torch.Tensor]", batch: Batch) -> tuple[Any, ...] | None:
+    from torch.export import Dim
+
+    if batch.min == batch.max:
+        return None
+    axis = Dim("batch", min=batch.min, max=batch.max)
+    return tuple({0: axis} for _ in names)
+
+
+def _capture(module: "torch.nn.Module", inputs: "dict[str, torch.Tensor]", batch: Batch) -> "ExportedProgram":
+    import torch
+
+    try:
+        with torch.no_grad(), lrn_as_one_node(), _quiet():
+            return torch.export.export(
+                module, tuple(inputs.values()), dynamic_shapes=_dynamic(inputs, batch), strict=False
+            )
+    except Exception as error:  # torch.export raises many unrelated classes, the user's own among them
+        raise ExportError(
+            f"torch.export cannot capture this module for batches {batch.min} to {batch.max}: {_reason(error)}"
+        ) from error
+
+
+def _check_range(program: "ExportedProgram", batch: Batch) -> None:
+    """Hold the program's batch range against the one asked for."""
+    if batch.min == batch.max:
+        return
+    ranges = {str(symbol): (int(bound.lower), int(bound.upper)) for symbol, bound in program.range_constraints.items()}
+    if any(bounds != (batch.min, batch.max) for bounds in ranges.values()) or not ranges:
+        raise ExportError(f"the exported batch range is {ranges or 'fixed'}, expected {batch.min} to {batch.max}.")
+
+
+def _check_sizes(program: "ExportedProgram") -> None:
+    """Refuse sizes that only the data tell: torch names them u0, u1, …"""
+    for node in program.graph.nodes:
+        for value in node.meta.get("val", ()) if isinstance(node.meta.get("val"), tuple) else (node.meta.get("val"),):
+            if any(str(size).startswith("u") for size in getattr(value, "shape", ())):
+                raise ExportError(f"the size of {node.name} depends on the data; TensorRT cannot plan for it.")
+
+
+def _check_stateless(program: "ExportedProgram") -> None:
+    """Refuse operators that write in place on what the module holds."""
+    from torch.export.graph_signature import InputKind
+
+    held = {s.arg.name: s.target for s in program.graph_signature.input_specs if s.kind != InputKind.USER_INPUT}
+    for node in program.graph.nodes:
+        first = getattr(node.args[0], "name", "") if node.args else ""
+        if first in held and getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+            raise ExportError(f"forward changes the module's own state ({held[first]}); an engine keeps none.")
+
+
+def _check_deterministic(program: "ExportedProgram") -> None:
+    import torch
+
+    for node in program.graph.nodes:
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        sleeping = "dropout" in str(node.target) and node.args[2] is False  # (input, p, train)
+        if random and not sleeping:
+            raise ExportError(
+                f"forward draws random numbers ({node.target} at {node.name}); such a graph cannot be compared."
+            )
+
+
+def _convert(
+    program: "ExportedProgram", inputs: "dict[str, torch.Tensor]", outputs: tuple[str, ...], batch: Batch, opset: int
+) -> "onnx.ModelProto":
+    import torch
+
+    axes: tuple[Any, ...] | None = None if batch.min == batch.max else tuple({0: "batch"} for _ in inputs)
+    try:
+        with _quiet():
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                optimize=True,
+                verbose=False,
+                dynamic_shapes=axes,
+                input_names=list(inputs),
+                output_names=list(outputs),
+            )
+    except Exception as error:
+        raise ExportError(f"the ONNX converter refuses the program: {_reason(error)}") from error
+    assert converted is not None  # it is None only where a file is asked for
+    return converted.model_proto
+
+
+@contextlib.contextmanager
+def lrn_as_one_node() -> Iterator[None]:
+    """While active, ``torch.nn.functional.local_response_norm`` is captured as one ONNX ``LRN`` node.
+
+    Where ONNX's is another (it centres an even window elsewhere) or ONNX Runtime has none (of other ranks than 4), it
+    is captured as it is.
+    """
+    import torch
+    from torch.nn import functional
+
+    original = functional.local_response_norm
+
+    def one_node(
+        x: "torch.Tensor", size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+    ) -> "torch.Tensor":
+        if size % 2 == 0 or x.dim() != 4:
+            return original(x, size, alpha, beta, k)
+        attributes: dict[str, Any] = {"size": size, "alpha": float(alpha), "beta": float(beta), "bias": float(k)}
+        return torch.onnx.ops.symbolic("LRN", (x,), attributes, dtype=x.dtype, shape=x.shape, version=13)
+
+    functional.local_response_norm = one_node  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        functional.local_response_norm = original
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's own log lines, programs and deprecations off the terminal; its errors are raised."""
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        silent = io.StringIO()
+        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent), warnings.catch_warnings():
+            for kind in (FutureWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", kind)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,123 @@
+"""Residual networks, as torchvision lays them out, so that its checkpoints load strictly.
+
+He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, section 3.3 and table 1. Down-sampling
+shortcuts are 1x1 projections (option B of section 4.1). The bottleneck strides in its 3x3 convolution, where the
+paper strides in the first 1x1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    """Project where the shape changes; None where the identity serves."""
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(_convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (figure 5, left)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _convolution(inputs, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu1 = nn.ReLU()
+        self.conv2 = _convolution(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(inputs, width, stride)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, inputs, H, W)`` to ``(N, width, H / stride, W / stride)``."""
+        y = self.relu1(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        result: Tensor = self.relu2(y + shortcut)
+        return result
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions and a shortcut (figure 5, right); the stride is in the 3x3."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1 = _convolution(inputs, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu1 = nn.ReLU()
+        self.conv2 = _convolution(width, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu2 = nn.ReLU()
+        self.conv3 = _convolution(width, outputs, 1)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = _shortcut(inputs, outputs, stride)
+        self.relu3 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, inputs, H, W)`` to ``(N, 4 width, H / stride, W / stride)``."""
+        y = self.relu1(self.bn1(self.conv1(x)))
+        y = self.relu2(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        result: Tensor = self.relu3(y + shortcut)
+        return result
+
+
+def _stage(block: type[BasicBlock | Bottleneck], inputs: int, width: int, count: int, stride: int) -> nn.Sequential:
+    first = block(inputs, width, stride)
+    return nn.Sequential(first, *(block(width * block.expansion, width, 1) for _ in range(count - 1)))
+
+
+class ResNet(nn.Module):
+    """A stem, four stages of residual blocks and a classifier (table 1)."""
+
+    def __init__(
+        self, block: type[BasicBlock | Bottleneck], counts: tuple[int, int, int, int], classes: int = 1000
+    ) -> None:
+        super().__init__()
+        self.conv1 = _convolution(3, 64, 7, 2)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU()
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = _stage(block, 64, 64, counts[0], stride=1)
+        self.layer2 = _stage(block, 64 * block.expansion, 128, counts[1], stride=2)
+        self.layer3 = _stage(block, 128 * block.expansion, 256, counts[2], stride=2)
+        self.layer4 = _stage(block, 256 * block.expansion, 512, counts[3], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(512 * block.expansion, classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Score images.
+
+        Args:
+            image: ``(N, 3, H, W)`` float32, normalised; any H and W, 224 as published.
+
+        Returns:
+            ``(N, classes)`` float32 logits.
+        """
+        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits
+
+
+def resnet18() -> ResNet:
+    """Build ResNet-18 for the 1000 classes of ImageNet; 11,689,512 parameters."""
+    return ResNet(BasicBlock, (2, 2, 2, 2))
+
+
+def resnet50() -> ResNet:
+    """Build ResNet-50 for the 1000 classes of ImageNet; 25,557,032 parameters."""
+    return ResNet(Bottleneck, (3, 4, 6, 3))

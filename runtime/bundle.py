@@ -1,0 +1,175 @@
+"""A bundle on disk: read it without trust, write it all or nothing.
+
+A reader checks the manifest, then the digest of every file, before any native code sees a byte: a TensorRT plan is
+native code. A writer fills a hidden folder beside the target and moves it into place with one system call.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from engineworks.runtime import manifest as manifests
+from engineworks.runtime.errors import BundleError
+from engineworks.runtime.files import new_folder
+from engineworks.runtime.manifest import FileRecord, Manifest
+
+MANIFEST = "manifest.json"
+GRAPH = "model.onnx"
+CPU_GRAPH = "cpu.onnx"  # where ONNX Runtime has no CPU kernels for the typed graph (BF16)
+REFERENCE = "reference.npz"
+_LARGEST_MANIFEST = 64 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its folder and its manifest. Files come through ``read``, checked."""
+
+    path: Path
+    manifest: Manifest
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of one file of the bundle, after its digest has been checked.
+
+        Raises:
+            BundleError: the file is not listed, absent, or not as it was written.
+        """
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise BundleError(f"bundle {self.path.name}: has no {name}; it holds {', '.join(self.manifest.files)}.")
+        try:
+            _check_size(self.path.name, name, record, (self.path / name).stat())
+            content = (self.path / name).read_bytes()
+        except OSError as error:
+            raise BundleError(f"bundle {self.path.name}: cannot read {name} ({error.strerror}).") from error
+        _check_digest(self.path.name, name, record, content)
+        return content
+
+    def verify(self) -> None:
+        """Check the digest of every file.
+
+        Raises:
+            BundleError: naming the first file that is absent, cut or edited.
+        """
+        for name in self.manifest.files:
+            self.read(name)
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Open a bundle folder and check its manifest (not yet the files: ``Bundle.read`` and ``Bundle.verify`` do).
+
+    Raises:
+        BundleError: no folder, no manifest, a later schema, an edited manifest, or a file name that leaves the folder.
+    """
+    folder = Path(path)
+    file = folder / MANIFEST
+    try:
+        if not file.is_file():
+            what = "has no manifest.json, so it is no bundle" if folder.is_dir() else "is not a folder"
+            raise BundleError(f"{folder} {what}. Expected what export-model wrote.")
+        if file.stat().st_size > _LARGEST_MANIFEST:
+            raise BundleError(f"bundle {folder.name}: manifest.json is over {_LARGEST_MANIFEST >> 20} MiB; not ours.")
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"bundle {folder.name}: cannot read manifest.json ({error}).") from error
+    manifest = manifests.parse(text, folder.name)
+    for name in manifest.files:
+        _check_name(folder, name)
+    return Bundle(folder, manifest)
+
+
+def write_bundle(out: Path, manifest: Manifest, files: Mapping[str, bytes], *, force: bool = False) -> Bundle:
+    """Write a bundle: whole, or not at all, whatever happens on the way.
+
+    Args:
+        out: the bundle's folder; its parent must exist.
+        manifest: all but ``files``, which is filled in here.
+        files: name inside the bundle (``engines/x.engine`` allowed) to content.
+        force: replace what stands at ``out``, in one step, if that is a bundle or an empty folder.
+
+    Raises:
+        BundleError: ``out`` exists and ``force`` is not given, or is no bundle; a file's name is not a plain path
+            inside the bundle; or the disk refused.
+    """
+    for name in files:
+        _check_name(out, name)
+    records = {name: FileRecord(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
+    complete = replace(manifest, files=records)
+    text = manifests.dump(complete)
+    check_target(out, force=force)
+    try:
+        with new_folder(out, replace=force) as folder:
+            for name, data in files.items():
+                folder.write(name, data)
+            folder.write(MANIFEST, text.encode())
+    except OSError as error:
+        raise BundleError(f"cannot write {out}: {error.strerror or error}. Nothing was left behind.") from error
+    return Bundle(out, complete)
+
+
+def check_target(out: Path, *, force: bool) -> None:
+    """Refuse a folder that may not be written, before hours of work and not after.
+
+    Raises:
+        BundleError: ``out`` exists and ``force`` is False, is not a bundle, or has no parent.
+    """
+    try:
+        _check_target(out, force=force)
+    except OSError as error:
+        raise BundleError(f"cannot write {out}: {error.strerror}.") from error
+
+
+def _check_target(out: Path, *, force: bool) -> None:
+    if not out.parent.is_dir():
+        raise BundleError(f"cannot write {out}: the folder {out.parent} does not exist. Make it first.")
+    if not (out.exists() or out.is_symlink()):
+        return
+    if not force:
+        raise BundleError(f"{out} exists. Pass --force to replace it, or -o for another folder.")
+    if out.is_symlink() or not out.is_dir():
+        raise BundleError(f"{out} is not a folder, so --force does not replace it. Remove it, or pass -o.")
+    if any(out.iterdir()) and not _is_bundle(out):
+        raise BundleError(f"{out} holds something other than a bundle, so --force does not replace it. Pass -o.")
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"schema", "digest"} <= content.keys()
+
+
+def _check_name(folder: Path, name: str) -> None:
+    path = PurePosixPath(name)
+    plain = name.isprintable() and "\\" not in name and ".." not in path.parts and not path.is_absolute()
+    if not plain or name in {"", ".", MANIFEST} or name != str(path) or not _inside(folder, name):
+        raise BundleError(f"bundle {folder.name}: the file name {name!r} leaves the bundle; refused.")
+
+
+def _inside(folder: Path, name: str) -> bool:
+    # not Path.resolve, which raises where a link points to itself
+    return Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder))
+
+
+def _check_size(bundle: str, name: str, record: FileRecord, status: os.stat_result) -> None:
+    """Refuse before anything is read: a pipe would block, and a swollen file would fill the memory."""
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"bundle {bundle}: {name} is not a file. Re-run export-model.")
+    if status.st_size != record.bytes:
+        raise BundleError(
+            f"bundle {bundle}: {name} is damaged: expected {record.bytes} bytes, got {status.st_size}. "
+            "Re-run export-model."
+        )
+
+
+def _check_digest(bundle: str, name: str, record: FileRecord, content: bytes) -> None:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != record.sha256:
+        raise BundleError(
+            f"bundle {bundle}: {name} was edited or damaged: expected sha256 {record.sha256[:12]}…, "
+            f"got {digest[:12]}…. Re-run export-model."
+        )

@@ -1,0 +1,40 @@
+"""The exceptions a user of engineworks meets.
+
+    EngineworksError            anything below; its message is one line: what, expected, got, mend
+    ├── BundleError             a folder that is no bundle, or is damaged, edited, or of a later schema
+    ├── InputError              an array, an image or a file that the network cannot take
+    ├── BackendError            no way to run the bundle on this host, or the chosen one refused
+    └── ExportError             (raised by engineworks.export) no bundle could be made
+        ├── EngineError         the TensorRT compiler refused the graph; carries the compiler's own words
+        └── ParityError         the outputs do not agree with the original
+
+``engineworks.models`` imports nothing of ours; its own tree, ``ModelError``, stands beside this one.
+"""
+
+
+class EngineworksError(Exception):
+    """Root of every error that engineworks raises on purpose."""
+
+
+class BundleError(EngineworksError):
+    """The folder is not a bundle that this version can trust: absent, damaged, edited, or of a later schema."""
+
+
+class InputError(EngineworksError):
+    """An input does not fit the network: its name, dtype, shape or content."""
+
+
+class BackendError(EngineworksError):
+    """No backend can run the bundle here, or the one that was asked for refused."""
+
+
+class ExportError(EngineworksError):
+    """No bundle could be made; nothing was left behind."""
+
+
+class EngineError(ExportError):
+    """The TensorRT compiler refused; the message carries what its logger said."""
+
+
+class ParityError(ExportError):
+    """The exported graph does not answer as the PyTorch original does."""

@@ -1,0 +1,100 @@
+"""The command ``inspect-model``: what is in a bundle, in words or as its manifest, every digest checked first."""
+
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping
+
+import click
+
+from engineworks.runtime import manifest as manifests
+from engineworks.runtime.bundle import Bundle, open_bundle
+from engineworks.runtime.errors import EngineworksError
+from engineworks.runtime.manifest import Manifest, Rung, Tensor
+
+
+def run() -> None:
+    """Run the command and exit with its status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not know × and …
+    sys.exit(main())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``inspect-model`` with these arguments (default: the process's own); return its exit status."""
+    try:
+        status = _command.main(args=argv, prog_name="inspect-model", standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return int(status or 0)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("path", metavar="BUNDLE")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+def _command(path: str, as_json: bool) -> int:
+    """Show what is in BUNDLE: network, weights, precision, inputs, outputs, parity, engines, files."""
+    try:
+        bundle = open_bundle(path)
+        bundle.verify()
+    except EngineworksError as error:
+        click.echo(f"inspect-model: {error}", err=True)
+        return 1
+    text = manifests.dump(bundle.manifest) if as_json else "\n".join(describe(bundle)) + "\n"
+    click.echo(text, nl=False)
+    return 0
+
+
+def describe(bundle: Bundle) -> Iterator[str]:
+    """Yield the lines that tell a person what a bundle holds."""
+    m = bundle.manifest
+    yield m.summary
+    yield _row("model", f"{m.model.name}: {m.model.paper}")
+    yield _row("weights", _weights(m))
+    yield _row("precision", f"asked {m.precision.asked}; weighted layers {_counts(m.precision.realised)}")
+    yield _row("inputs", ", ".join(_tensor(tensor) for tensor in m.inputs))
+    yield _row("outputs", ", ".join(_tensor(tensor) for tensor in m.outputs) + f" ({m.scores})")
+    yield _row("batch", f"{m.batch.min} to {m.batch.max}, usually {m.batch.opt}")
+    nodes, opset, simplifier = (m.graph.get(key, "unknown") for key in ("nodes", "opset", "simplifier"))
+    yield _row("graph", f"{nodes} nodes, opset {opset}, simplifier {simplifier}")
+    yield from (_row("parity", _rung(rung)) for rung in m.parity)
+    for engine in m.engines:
+        layers = _counts(engine.layer_types)
+        yield _row("engine", f"{engine.flavour} {engine.version} for {', '.join(engine.targets)}; {layers}")
+    yield from (_row("note", note) for note in m.notes)
+    yield from (
+        _row("file", f"{name}, {record.bytes:,} bytes, sha256 {record.sha256[:12]}…")
+        for name, record in m.files.items()
+    )
+
+
+def _row(head: str, text: str) -> str:
+    return f"  {head:<10} {text}"
+
+
+def _weights(m: Manifest) -> str:
+    state = "" if m.weights.trained else "UNTRAINED, "
+    return f"{state}{m.weights.origin}: {m.weights.detail}" + (f"; {m.weights.licence}" if m.weights.licence else "")
+
+
+def _tensor(tensor: Tensor) -> str:
+    return f"{tensor.name} {tensor.dtype} ({', '.join(str(axis) for axis in tensor.shape)})"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} × {number}" for kind, number in counts.items()) or "none"
+
+
+def _rung(rung: Rung) -> str:
+    found = "bit for bit" if rung.sqnr_db is None else f"{rung.sqnr_db:.1f} dB"
+    return (
+        f"{rung.candidate} against {rung.reference}, batch {rung.batch}: {found} (needs {rung.required_db:.1f}), "
+        f"largest difference {rung.max_abs:.3g}, cosine {rung.cosine:.7f}, top-1 {rung.top1:.0%}, top-5 {rung.top5:.0%}"
+    )
