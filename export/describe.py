@@ -60,8 +60,10 @@ def rung_line(rung: Rung) -> tuple[str, str]:
     return rung.candidate, f"{found} against PyTorch (needs {rung.required_db:.1f}), top-1 agrees on {rung.top1:.0%}"
 
 
-def engine_line(engine: Engine | None, choice: Choice) -> str:
+def engine_line(engine: Engine | None, choice: Choice, recipe: Recipe) -> str:
     """Say which engine was built, for what, or why there is none."""
+    if recipe.engine == "none":
+        return "as asked, none"
     if engine is None:
         return f"none: {'; '.join(choice.passed_over)}"
     size = f"{len(engine.plan) / 1e6:.1f} MB"

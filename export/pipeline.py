@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from engineworks.export import cache, describe
 from engineworks.export.engine import Choice, Engine, choose_compiler, compile_engine
+from engineworks.export.precision import check_compiled
 from engineworks.export.recipe import Recipe
 from engineworks.export.source import OnDownload, Source, check_torch, resolve
 from engineworks.export.trt_compilers import probe_gpu
@@ -92,7 +93,7 @@ def _make(job: Job, out: Path, force: bool) -> Bundle:
     exported = export_graph(module, dict(yardstick.inputs), (OUTPUT,), job.recipe)
     job.say("graph", describe.graph_line(exported, job.recipe))
     proven, engine = _prove_and_compile(job, exported, yardstick)
-    job.say("engine", describe.engine_line(engine, job.choice))
+    job.say("engine", describe.engine_line(engine, job.choice, job.recipe))
     manifest = describe.manifest(job.recipe, job.source, job.choice, describe.parameters(module), proven, engine)
     return write_bundle(out, manifest, describe.files(manifest, proven, engine, yardstick), force=force)
 
@@ -125,7 +126,10 @@ def _prove_and_compile(job: Job, exported: "Exported", yardstick: "Yardstick") -
             proven = prove(
                 exported, job.recipe, yardstick, compile_beside, lambda rung: job.say(*describe.rung_line(rung))
             )
-            return proven, builds[0].result() if builds else None
+            engine = builds[0].result() if builds else None
+            if engine is not None:
+                check_compiled(engine.layer_types, job.recipe.precision)
+            return proven, engine
         except BaseException:
             stop.set()
             raise

@@ -1,5 +1,6 @@
 """Which precision a typed graph really computes in, layer by layer: counted, not assumed."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from engineworks.runtime.errors import ExportError
@@ -38,6 +39,21 @@ def value_types(model: "ModelProto") -> dict[str, int]:
 
     graph = shape_inference.infer_shapes(_without_weights(model)).graph
     return {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+
+
+def check_compiled(layer_types: Mapping[str, int], asked: str) -> None:
+    """Hold the layers of the network that the compiler made of the graph against the precision asked for.
+
+    Args:
+        layer_types: ``Engine.layer_types``, such as ``{"convolution fp16": 57}``.
+        asked: ``fp32``, ``fp16`` or ``bf16``.
+
+    Raises:
+        ExportError: naming the kinds of layers that the compiler reads in another type.
+    """
+    wrong = [f"{number} {kind}" for kind, number in layer_types.items() if not kind.endswith(f" {asked}")]
+    if wrong:
+        raise ExportError(f"asked for {asked}, but the compiler reads {', '.join(wrong)} in the graph.")
 
 
 def _layers(model: "ModelProto") -> list[tuple[str, str]]:

@@ -127,8 +127,7 @@ def prove(
     if recipe.precision == "fp32":
         check_realised(exported.graph, "fp32")
         on_typed(plain)
-        floors, _ = _floors(exported, few, yardstick, "fp16")
-        rungs = _climb(plain, "onnx-fp32", outputs, yardstick, floors, say)
+        rungs = _climb(plain, "onnx-fp32", outputs, yardstick, _float32_floors(exported, few, yardstick), say)
         return Proven(exported.graph, plain, None, rungs, ())
     kind: HalfType = recipe.precision
     notes = _check_ranges(exported.graph, plain, few) if kind == "fp16" else ()
@@ -169,14 +168,31 @@ def _emulated(typed: "ModelProto", kind: HalfType) -> bytes | None:
 
 def _floors(exported: Exported, few: dict[str, Floats], yardstick: Yardstick, kind: HalfType) -> tuple[Floors, Floors]:
     """Return the floors of float32 and of ``kind``, each with its source in words."""
-    half = noise_floor(exported.run, few, [output[:_FLOOR_ROWS] for output in yardstick.reference], kind)
+    half = _half_floors(exported, few, yardstick, kind)
     if not all(floor > 0 for floor in half):
         raise ExportError(
             f"{kind} cannot carry this network: rounding every tensor to it leaves nothing of its answers. Use --fp32."
         )
-    plain = [float32_floor(floor, kind, exported.graph) for floor in half]
-    words = f"{kind} rounding of the original"
-    return [(db, f"{words}, float32's bits gained, sums lost") for db in plain], [(db, words) for db in half]
+    return _gained(exported, half, kind), [(floor, f"{kind} rounding of the original") for floor in half]
+
+
+def _float32_floors(exported: Exported, few: dict[str, Floats], yardstick: Yardstick) -> Floors:
+    """Return the floors of float32 alone, from a half type that can carry the network: FP16, or BF16 for its range."""
+    half = _half_floors(exported, few, yardstick, "fp16")
+    if all(floor > 0 for floor in half):
+        return _gained(exported, half, "fp16")
+    return _gained(exported, _half_floors(exported, few, yardstick, "bf16"), "bf16")
+
+
+def _half_floors(exported: Exported, few: dict[str, Floats], yardstick: Yardstick, kind: HalfType) -> list[float]:
+    size = len(next(iter(few.values())))
+    exact = yardstick.answers.get(size) or [rows(output, size) for output in yardstick.reference]
+    return noise_floor(exported.run, few, exact, kind)
+
+
+def _gained(exported: Exported, half: list[float], kind: HalfType) -> Floors:
+    words = f"{kind} rounding of the original, float32's bits gained, sums lost"
+    return [(float32_floor(floor, kind, exported.graph), words) for floor in half]
 
 
 def _check_ranges(graph: "ModelProto", content: bytes, few: dict[str, Floats]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from engineworks.export.half import HalfType
 from engineworks.export.samples import rows
 from engineworks.runtime.compare import sqnr
+from engineworks.runtime.errors import ParityError
 
 if TYPE_CHECKING:
     import torch
@@ -54,15 +55,19 @@ def answers_by_batch(
 
     The original itself is run at the smallest size. Where its rows there are, to within float32 rounding, those that it
     gives among all samples, a row's answer does not depend on its batch, and the larger sizes are made of the same
-    rows; where they are not, it is run at every size.
+    rows.
+
+    Raises:
+        ParityError: a row's answer depends on the rows beside it, so that a free batch means nothing.
     """
     count = len(next(iter(inputs.values())))
-    smallest = _at(module, inputs, min(sizes))
+    smallest = list(reference) if count == min(sizes) else _at(module, inputs, min(sizes))
     repeated = {size: [rows(output, size) for output in reference] for size in sizes}
     apart = zip(repeated[min(sizes)], smallest, strict=True)
-    if count != min(sizes) and all(sqnr(signal, other) > _SAME_DB for signal, other in apart):
-        return repeated | {min(sizes): smallest}
-    return {size: smallest if size == min(sizes) else _at(module, inputs, size) for size in sizes}
+    alone = all(signal.shape == other.shape and sqnr(signal, other) > _SAME_DB for signal, other in apart)
+    if not alone and len(sizes) > 1:
+        raise ParityError("the original's answer to a row depends on its whole batch. Fix the batch: --batch N.")
+    return repeated | {min(sizes): smallest}
 
 
 def _at(module: "torch.nn.Module", inputs: Mapping[str, Floats], size: int) -> list[Floats]:
@@ -78,9 +83,11 @@ def noise_floor(run: RoundedRun, inputs: Mapping[str, Floats], exact: Sequence[F
         exact: what the original answers to them in float32.
         kind: ``fp16`` or ``bf16``.
 
-    Rounding that overflows gives NaN or −inf: the type cannot carry the network.
+    Rounding that overflows gives −inf: the type cannot carry the network.
     """
-    return [sqnr(signal, other) for signal, other in zip(exact, run(inputs, kind), strict=True)]
+    pairs = list(zip(exact, run(inputs, kind), strict=True))
+    assert all(signal.shape == other.shape for signal, other in pairs), "numpy would stretch one to the other"
+    return [sqnr(signal, other) if np.isfinite(other).all() else -math.inf for signal, other in pairs]
 
 
 def float32_floor(half_floor: float, kind: HalfType, graph: "ModelProto") -> float:

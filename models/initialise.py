@@ -29,7 +29,7 @@ class DrawsItself(Protocol):
         ...
 
 
-def initialise(module: nn.Module, shape: tuple[int, int, int], seed: int, *, batch: int = 8) -> None:
+def initialise(module: nn.Module, shape: tuple[int, int, int], seed: int, *, batch: int = 6) -> None:
     """Draw all weights from a seed, run one pass that fits scales and statistics, and leave the module in evaluation.
 
     Args:
@@ -69,8 +69,11 @@ def materialise(module: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def draw(modules: Iterable[nn.Module], generator: torch.Generator) -> None:
-    """Fill the parameters that these modules own themselves: uniform with variance 2 / fan-in, biases 0."""
-    for part in modules:
+    """Fill the parameters that these modules own themselves: uniform with variance 2 / fan-in, biases 0.
+
+    Inner modules come first, so that one which knows how its parts should start has the last word.
+    """
+    for part in reversed(list(modules)):
         if isinstance(part, DrawsItself):
             part.initialise(generator)
         elif isinstance(part, _BatchNorm):

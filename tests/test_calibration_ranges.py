@@ -1,0 +1,87 @@
+"""The largest magnitude of every tensor, by hand and by the graph; and what FP16 cannot hold."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from engineworks.calibration import LARGEST_FP16, beyond_fp16, observe_ranges
+
+
+def graph(nodes: Sequence[Any], outputs: Sequence[Any], weights: Sequence[Any] = ()) -> bytes:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])
+    made = helper.make_graph(nodes, "g", [x], outputs, list(weights))
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def info(name: str, *shape: Any) -> Any:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+SMALL = graph(
+    [
+        helper.make_node("Gemm", ["x", "w", "b"], ["sums"]),
+        helper.make_node("Relu", ["sums"], ["positive"]),
+        helper.make_node("Mul", ["positive", "positive"], ["squares"]),
+        helper.make_node("ArgMax", ["squares"], ["winner"], axis=1),
+        helper.make_node("ReduceSum", ["squares"], ["y"], keepdims=0),
+    ],
+    [info("y")],
+    [
+        numpy_helper.from_array(np.float32([[1, 2], [3, -4]]), "w"),
+        numpy_helper.from_array(np.float32([0, 1]), "b"),
+    ],
+)
+
+
+def test_the_maxima_are_those_computed_by_hand() -> None:
+    # (1, 1)·w + b = (4, -1); (-2, 3)·w + b = (7, -15)
+    got = observe_ranges(SMALL, {"x": np.float32([[1, 1], [-2, 3]])})
+    assert got == {"sums": 15, "positive": 7, "squares": 49, "y": 65}
+    assert list(got) == ["sums", "positive", "squares", "y"], "in the order of the graph's nodes"
+
+
+@settings(max_examples=25)
+@given(rows=st.lists(st.tuples(*[st.floats(-100, 100, width=32)] * 2), min_size=1, max_size=5))
+def test_the_maxima_are_numpys_for_any_batch(rows: list[tuple[float, float]]) -> None:
+    x = np.array(rows, np.float32)
+    sums = x @ np.float32([[1, 2], [3, -4]]) + np.float32([0, 1])
+    got = observe_ranges(SMALL, {"x": x})
+    scale = np.abs(x) @ np.float32([[1, 2], [3, 4]]) + 1
+    assert abs(got["sums"] - np.abs(sums).max()) <= 3 * 2**-24 * scale.max()
+
+
+def test_tensors_of_which_the_graph_says_nothing_are_observed_all_the_same() -> None:
+    assert "positive" in observe_ranges(SMALL, {"x": np.ones((1, 2), np.float32)})
+
+
+def test_an_output_in_the_middle_is_observed_once() -> None:
+    content = graph(
+        [helper.make_node("Neg", ["x"], ["a"]), helper.make_node("Exp", ["a"], ["b"])], [info("b", "n", 2), info("a", "n", 2)]
+    )
+    assert observe_ranges(content, {"x": np.float32([[0, -3]])}) == {"a": 3, "b": pytest.approx(np.exp(3), rel=1e-6)}
+
+
+def test_overflow_and_nan_count_as_beyond() -> None:
+    content = graph(
+        [helper.make_node("Exp", ["x"], ["a"]), helper.make_node("Sub", ["a", "a"], ["b"])], [info("b", "n", 2)]
+    )
+    got = observe_ranges(content, {"x": np.float32([[1, 200]])})
+    assert got["a"] == np.inf
+    assert np.isnan(got["b"])
+    assert list(beyond_fp16(got)) == ["a", "b"]
+
+
+def test_the_limit_itself_is_not_beyond() -> None:
+    assert LARGEST_FP16 == np.finfo(np.float16).max
+    assert beyond_fp16({"edge": 65504.0, "over": 65504.1, "none": 0.0}) == {"over": 65504.1}
+
+
+def test_an_empty_tensor_has_no_magnitude() -> None:
+    content = graph([helper.make_node("Relu", ["x"], ["y"])], [info("y", "n", 2)])
+    assert observe_ranges(content, {"x": np.zeros((0, 2), np.float32)}) == {"y": 0}
