@@ -58,6 +58,7 @@ def key_of(recipe: Recipe, weights: str, compiler: str) -> str:
         "compiler": compiler,
         "tools": versions(),
         "code": _code(),
+        "created": os.environ.get("SOURCE_DATE_EPOCH"),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -112,7 +113,9 @@ def _limit() -> int:
 
 def _trim(folder: Path, limit: int, spare: Path) -> None:
     kept = sorted(
-        (entry for entry in folder.iterdir() if entry.is_dir()), key=lambda e: e.stat().st_mtime, reverse=True
+        (entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."),
+        key=lambda e: e.stat().st_mtime,
+        reverse=True,
     )
     total = 0
     for entry in kept:

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         error.show()
         return 2
     except (click.Abort, KeyboardInterrupt):
-        click.echo("export-model: interrupted; nothing was left behind.", err=True)
+        click.echo("export-model: interrupted; no half-written bundle was left behind.", err=True)
         return 130
     return int(status or 0)
 
@@ -82,7 +82,7 @@ def _recipe(flags: dict[str, Any]) -> "Recipe":
     """Turn flags into a recipe; contradictions are usage errors."""
     from engineworks.export.recipe import Recipe, parse_batch
     from engineworks.export.trt_targets import parse_targets
-    from engineworks.runtime.errors import EngineError
+    from engineworks.runtime.errors import EngineError, ExportError
 
     asked = [name for name in _PRECISIONS if flags[name]]
     if not flags["model"]:
@@ -99,16 +99,12 @@ def _recipe(flags: dict[str, Any]) -> "Recipe":
         raise click.BadParameter(str(error), param_hint="--batch") from error
     except EngineError as error:
         raise click.BadParameter(str(error), param_hint="--target") from error
-    return Recipe(
-        model=flags["model"],
-        precision=asked[0] if asked else "fp32",  # type: ignore[arg-type]
-        weights=flags["weights"],
-        batch=batch,
-        opset=flags["opset"] or 0,
-        engine=flags["engine"],
-        targets=targets,
-        simplify=flags["simplify"],
-    )
+    precision: Any = asked[0] if asked else "fp32"
+    same = {name: flags[name] for name in ("model", "weights", "engine", "simplify")}
+    try:
+        return Recipe(precision=precision, batch=batch, opset=flags["opset"] or 0, targets=targets, **same)
+    except ExportError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _export(recipe: "Recipe", flags: dict[str, Any]) -> int:
@@ -124,6 +120,7 @@ def _export(recipe: "Recipe", flags: dict[str, Any]) -> int:
             force=flags["force"],
             use_cache=not flags["no_cache"],
             say=talk.say,
+            on_progress=talk.progress,
             on_download=talk.download,
         )
     talk.done(bundle)

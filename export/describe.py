@@ -1,14 +1,12 @@
 """An export in words and in a manifest: the lines that a person reads, and the record that a service reads."""
 
 import io
+import math
 import os
 import zipfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
-
-import numpy as np
-import numpy.typing as npt
 
 from engineworks.export.cache import versions
 from engineworks.export.engine import Choice, Engine
@@ -20,6 +18,8 @@ from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import EngineRecord, Manifest, Model, Precision, Rung, Tensor, Weights
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from onnx import ModelProto, ValueInfoProto
     from torch import nn
 
@@ -91,7 +91,7 @@ def manifest(
         outputs=tuple(_tensor(value) for value in graph.graph.output),
         scores=network.scores,
         batch=recipe.batch,
-        preprocessing=source.preprocessing.to_json(),
+        preprocessing=dict(source.preprocessing),
         labels=network.labels,
         graph=_graph_record(graph, recipe, proven.cpu is not None),
         parity=proven.rungs,
@@ -115,8 +115,10 @@ def files(manifest_of: Manifest, proven: "Proven", engine: Engine | None, yardst
     return content
 
 
-def npz(arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
+def npz(arrays: "Mapping[str, npt.NDArray[np.generic]]") -> bytes:
     """Write arrays as an ``.npz`` whose bytes depend on them alone."""
+    import numpy as np
+
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
@@ -153,7 +155,7 @@ def _notes(recipe: Recipe, engine: Engine | None, choice: Choice) -> list[str]:
 
 
 def _weights(graph: "ModelProto") -> int:
-    return sum(int(np.prod(tensor.dims)) for tensor in graph.graph.initializer if tensor.data_type in {1, 10, 16})
+    return sum(math.prod(tensor.dims) for tensor in graph.graph.initializer if tensor.data_type in {1, 10, 16})
 
 
 def _tensor(value: "ValueInfoProto") -> Tensor:

@@ -22,25 +22,32 @@ class CannotTranslate(Exception):
 class Emitter:
     """Collects nodes and weights.
 
-    ``shapes`` maps each value to its shape at ``rows`` rows, of which axis 0 is the batch; ``names`` maps the ``id`` of
-    each of the module's own tensors to its PyTorch name; ``reserved`` are the names of the inputs and outputs. What is
-    stored for a node is called ``node/what``, which is no PyTorch name.
+    ``shapes`` maps each value of the graph to its shape at ``rows`` rows, of which axis 0 is the batch; ``results``
+    maps each node of the trace to the shape that PyTorch gave it (a node's name is not always its value's). ``names``
+    maps the ``id`` of each of the module's own tensors to its PyTorch name; ``reserved`` are the names of the inputs
+    and outputs. What is stored for a node is called ``node/what``. A name that is taken gets underscores.
     """
 
     rows: int
     reserved: frozenset[str] = frozenset()
     names: dict[int, str] = field(default_factory=dict)
+    results: dict[str, tuple[int, ...]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     nodes: "list[NodeProto]" = field(default_factory=list)
     weights: "dict[str, TensorProto]" = field(default_factory=dict)
     current: str = ""
     module: str = ""
+    _taken: set[str] = field(init=False)
+    _stored: dict[int, str] = field(default_factory=dict, init=False)
 
-    def emit(self, operator: str, inputs: Sequence[str], name: str = "", **attributes: Any) -> str:
-        """Append one node; its output takes the fx node's name, or that with a suffix."""
+    def __post_init__(self) -> None:
+        self._taken = {*self.reserved, *self.names.values()}
+
+    def emit(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Append one node; its output takes the fx node's name."""
         from onnx import helper
 
-        output = self._free(f"{self.current}_{name}" if name else self.current)
+        output = self._free(self.current)
         node = helper.make_node(operator, list(inputs), [output], name=f"node_{output}", **attributes)
         if self.module:
             node.metadata_props.add(key=MODULE_KEY, value=self.module)
@@ -48,17 +55,24 @@ class Emitter:
         return output
 
     def weight(self, name: str, tensor: "torch.Tensor | np.ndarray[Any, Any]") -> str:
-        """Store a constant once, under its PyTorch name if it has one; return the name."""
+        """Store a constant, the module's own once and under its PyTorch name; return the name."""
         from onnx import numpy_helper
 
-        name = self._free(self.names.get(id(tensor), name))
-        if name not in self.weights:
-            array = tensor if isinstance(tensor, np.ndarray) else tensor.detach().contiguous().numpy()
-            self.weights[name] = numpy_helper.from_array(array, name)
+        if id(tensor) in self._stored:
+            return self._stored[id(tensor)]
+        own = self.names.get(id(tensor))
+        name = self._free(own or name) if own is None or own in self.reserved else own
+        array = tensor if isinstance(tensor, np.ndarray) else tensor.detach().contiguous().numpy()
+        self.weights[name] = numpy_helper.from_array(array, name)
+        if own is not None:
+            self._stored[id(tensor)] = name
         return name
 
     def _free(self, name: str) -> str:
-        return f"{name}_" if name in self.reserved else name
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
 
     def integers(self, name: str, values: Sequence[int]) -> str:
         """Store a list of int64 under the current node's name and a suffix."""
@@ -75,7 +89,7 @@ class Emitter:
     @property
     def result(self) -> tuple[int, ...]:
         """The shape that PyTorch gave the current node."""
-        return self.shapes[self.current]
+        return self.results[self.current]
 
 
 def finish(

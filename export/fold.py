@@ -17,12 +17,14 @@ def fold_batch_norm(module: "nn.Module") -> "nn.Module":
     """Return a copy whose convolutions hold the batch norms that followed them; parameters are shared, not copied.
 
     A batch norm is folded where it is the only reader of a convolution, both are called once, and ``forward`` reads
-    the parameters of neither itself. Where the module cannot be traced or copied, it comes back as it is; the
-    converter then folds what it finds in the graph.
+    the parameters of neither itself. Where the module cannot be traced or copied, or holds a layer under two names, it
+    comes back as it is; the converter then folds what it finds in the graph.
     """
     from torch import nn
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+    if len([*module.named_modules()]) != len([*module.named_modules(remove_duplicate=False)]):
+        return module
     try:
         traced = copy_module(module, module.parameters())  # a trace marks what it runs, buffers too
         folded = copy_module(module, (*module.parameters(), *module.buffers()))
@@ -77,6 +79,6 @@ def _foldable(node: "fx.Node", module: "nn.Module") -> bool:
         nn.BatchNorm2d,
         nn.BatchNorm3d,
     }
-    if not plain or getattr(norm, "running_var", None) is None or hasattr(conv, "parametrizations"):
+    if not plain or norm.running_var is None or norm.running_mean is None or hasattr(conv, "parametrizations"):
         return False
     return not (conv._forward_hooks or conv._forward_pre_hooks or norm._forward_hooks or norm._forward_pre_hooks)

@@ -26,8 +26,12 @@ BATCH = BatchSize()
 
 
 def pair(value: int | Sequence[int], dims: int = 2) -> list[int]:
-    """Spell a size out for each spatial axis."""
-    return [value] * dims if isinstance(value, int) else list(value)
+    """Spell a size out for each spatial axis; PyTorch takes one number, bare or in a list, for all of them."""
+    sizes = [value] if isinstance(value, int) else list(value)
+    sizes = sizes * dims if len(sizes) == 1 else sizes
+    if len(sizes) != dims or not all(isinstance(size, int) for size in sizes):
+        raise CannotTranslate(f"the size {value} for {dims} axes")
+    return sizes
 
 
 def tensor(e: Emitter, value: Any, suffix: str) -> str:
@@ -40,7 +44,8 @@ def tensor(e: Emitter, value: Any, suffix: str) -> str:
         return e.weight(f"{e.current}/{suffix}", value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return e.scalar(suffix, float(value))
-    raise CannotTranslate(f"an operand of type {type(value).__name__}")
+    kind = str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
+    raise CannotTranslate("the batch size as a number" if value is BATCH else f"an operand of type {kind}")
 
 
 def conv(
@@ -51,8 +56,9 @@ def conv(
     if isinstance(padding, str) or isinstance(weight, str) or not isinstance(input, str):
         raise CannotTranslate("a convolution with padding by name, or with a kernel that is computed from the input")
     dims = weight.dim() - 2
+    _check_rank(e, input, weight.dim())
     pads = pair(padding, dims)
-    names = [input, tensor(e, weight, "weight"), *([] if bias is None else [tensor(e, bias, "bias")])]
+    names = [input, tensor(e, weight, "weight"), *_bias(e, bias)]
     return e.emit(
         "Conv", names, kernel_shape=list(weight.shape[2:]), strides=pair(stride, dims), pads=[*pads, *pads],
         dilations=pair(dilation, dims), group=groups,
@@ -61,18 +67,33 @@ def conv(
 
 def linear(e: Emitter, input: str, weight: Any, bias: Any = None) -> str:
     """Gemm, for a matrix."""
-    if isinstance(weight, str) or len(e.shape(input)) != 2:
-        raise CannotTranslate("a linear layer on other than (N, C), or with a computed weight")
-    names = [input, tensor(e, weight, "weight"), *([] if bias is None else [tensor(e, bias, "bias")])]
-    return e.emit("Gemm", names, transB=1)
+    if isinstance(weight, str) or weight.dim() != 2 or len(e.shape(input)) != 2:
+        raise CannotTranslate("a linear layer on other than (N, C), or with a weight that is computed or no matrix")
+    return e.emit("Gemm", [input, tensor(e, weight, "weight"), *_bias(e, bias)], transB=1)
+
+
+def _bias(e: Emitter, bias: Any) -> list[str]:
+    """Store the bias, if there is one: a number for each channel, never for each row."""
+    if bias is None:
+        return []
+    if isinstance(bias, str) or bias.dim() != 1:
+        raise CannotTranslate("a bias that is computed from the input, or no vector")
+    return [tensor(e, bias, "bias")]
+
+
+def _check_rank(e: Emitter, name: str, rank: int) -> None:
+    """Refuse pictures without a batch: PyTorch takes them, and their first axis for the channels."""
+    if len(e.shape(name)) != rank:
+        raise CannotTranslate(f"a convolution, pooling or norm of {len(e.shape(name))} axes where {rank} hold a batch")
 
 
 def batch_norm(e: Emitter, input: str, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> str:
     """BatchNormalization with stored statistics."""
+    _check_rank(e, input, 4)
     names = [
         tensor(e, value, suffix) for value, suffix in ((weight, "weight"), (bias, "bias"), (mean, "mean"), (var, "var"))
     ]
-    return e.emit("BatchNormalization", [input, *names], epsilon=eps)
+    return e.emit("BatchNormalization", [input, *names], epsilon=float(eps))
 
 
 def max_pool(
@@ -82,10 +103,13 @@ def max_pool(
     """MaxPool; a size rounded up is written as padding at the end, for shape inference counts ceil_mode otherwise."""
     if return_indices:
         raise CannotTranslate("max pooling that returns indices")
+    _check_rank(e, input, 4)
     kernel, begin, spread = pair(kernel_size), pair(padding), pair(dilation)
     strides = pair(kernel_size if stride is None else stride)
     span = [d * (k - 1) + 1 for k, d in zip(kernel, spread, strict=True)]
     end = _end_padding(e, input, span, strides, begin)
+    if any(pad >= size for pad, size in zip(end, kernel, strict=True)):
+        raise CannotTranslate("dilated pooling whose size is rounded up by more than ONNX Runtime lets it be padded")
     return e.emit("MaxPool", [input], kernel_shape=kernel, strides=strides, pads=[*begin, *end], dilations=spread)
 
 
@@ -100,6 +124,7 @@ def avg_pool(
     count_include_pad: bool = True, divisor_override: Any = None,
 ) -> str:  # fmt: skip
     """AveragePool, where rounding up adds nothing."""
+    _check_rank(e, input, 4)
     kernel, begin = pair(kernel_size), pair(padding)
     strides = pair(kernel_size if stride is None else stride)
     if divisor_override is not None or _end_padding(e, input, kernel, strides, begin) != begin:
@@ -112,6 +137,7 @@ def avg_pool(
 
 def adaptive_avg_pool(e: Emitter, input: str, output_size: Any) -> str:
     """GlobalAveragePool, AveragePool, or nothing where the size is there already."""
+    _check_rank(e, input, 4)
     before, after = e.shape(input)[2:], e.result[2:]
     if before == after:
         return input
@@ -160,10 +186,10 @@ def clip(e: Emitter, input: str, min_val: float, max_val: float, inplace: bool =
 
 def leaky_relu(e: Emitter, input: str, negative_slope: float = 0.01, inplace: bool = False) -> str:
     """LeakyRelu."""
-    return e.emit("LeakyRelu", [input], alpha=negative_slope)
+    return e.emit("LeakyRelu", [input], alpha=float(negative_slope))
 
 
-def softmax(e: Emitter, input: str, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> str:
+def softmax(e: Emitter, input: str, dim: int | None = None, *, _stacklevel: int = 3, dtype: Any = None) -> str:
     """Softmax along an axis that is not the batch."""
     if dim is None or dtype is not None:
         raise CannotTranslate("softmax without an axis, or with a dtype")
@@ -176,15 +202,30 @@ def binary(operator_name: str) -> Rule:
     def rule(e: Emitter, input: Any, other: Any, *, alpha: float = 1) -> str:
         if alpha != 1:
             raise CannotTranslate("add or sub with alpha")
-        return e.emit(operator_name, [tensor(e, input, "left"), tensor(e, other, "right")])
+        names = [tensor(e, input, "left"), tensor(e, other, "right")]
+        _check_broadcast(e, input, other)
+        return e.emit(operator_name, names)
 
     return rule
 
 
+def _check_broadcast(e: Emitter, *operands: Any) -> None:
+    """Refuse operands whose axes, lined up from the last, put something else than a one beside the batch."""
+    import torch
+
+    rank = len(e.result)
+    for operand in operands:
+        if isinstance(operand, str) and len(e.shape(operand)) != rank:
+            raise CannotTranslate("two values of different rank, where the batch of one meets another axis")
+        if isinstance(operand, torch.Tensor) and operand.dim() == rank and operand.shape[0] != 1:
+            raise CannotTranslate("a constant with an axis of its own along the batch")
+
+
 def cat(e: Emitter, tensors: Sequence[Any], dim: int = 0) -> str:
-    """Concat along an axis that is not the batch."""
-    names = [tensor(e, value, f"part{index}") for index, value in enumerate(tensors)]
-    return e.emit("Concat", names, axis=_axis(e, names[0], dim))
+    """Concat along an axis that is not the batch, of values that all have one."""
+    if not all(isinstance(value, str) for value in tensors):
+        raise CannotTranslate("a constant joined to a value, with a fixed batch")
+    return e.emit("Concat", list(tensors), axis=_axis(e, tensors[0], dim))
 
 
 def flatten(e: Emitter, input: str, start_dim: int = 0, end_dim: int = -1) -> str:
@@ -217,6 +258,8 @@ def reduce(operator_name: str) -> Rule:
         if dim is None or dtype is not None:
             raise CannotTranslate("a sum or mean over everything")
         axes = [_axis(e, input, axis) for axis in ([dim] if isinstance(dim, int) else dim)]
+        if not axes:
+            raise CannotTranslate("a sum or mean over everything")
         return e.emit(operator_name, [input, e.integers("axes", axes)], keepdims=int(keepdim))
 
     return rule
@@ -318,9 +361,9 @@ def function_rules() -> dict[Any, Rule]:
     tanh, sigmoid = unary("Tanh"), unary("Sigmoid")
     return {
         **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), add),
-        **dict.fromkeys((operator.sub, torch.sub, "sub"), sub),
+        **dict.fromkeys((operator.sub, operator.isub, torch.sub, "sub", "sub_"), sub),
         **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), mul),
-        **dict.fromkeys((operator.truediv, torch.div, "div"), div),
+        **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, "div", "div_"), div),
         **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), relu),
         **dict.fromkeys((torch.tanh, F.tanh, "tanh"), tanh),
         **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), sigmoid),

@@ -17,6 +17,7 @@ from engineworks.export.precision import check_compiled
 from engineworks.export.recipe import Recipe
 from engineworks.export.source import OnDownload, Source, check_torch, resolve
 from engineworks.export.trt_compilers import probe_gpu
+from engineworks.export.trt_journal import OnProgress
 from engineworks.runtime.bundle import Bundle, check_target, write_bundle
 from engineworks.runtime.errors import BundleError
 
@@ -43,6 +44,7 @@ class Job:
     source: Source
     choice: Choice
     say: Say
+    on_progress: OnProgress | None
 
 
 def export_model(
@@ -52,6 +54,7 @@ def export_model(
     force: bool = False,
     use_cache: bool = True,
     say: Say = _silent,
+    on_progress: OnProgress | None = None,
     on_download: OnDownload | None = None,
 ) -> Bundle:
     """Export a network into a bundle, prove it against PyTorch, and compile it where a compiler is installed.
@@ -62,6 +65,7 @@ def export_model(
         force: replace a bundle that stands there.
         use_cache: take the result of the same export made before, and keep this one.
         say: told each step's name and its outcome in words.
+        on_progress: told the compiler's phase and how much of it is done, 0 to 1; from another thread.
         on_download: told the bytes so far and in all, where weights are downloaded.
 
     Raises:
@@ -77,7 +81,7 @@ def export_model(
     if found is not None:
         return found
     check_torch()
-    job = Job(recipe, source, choose_compiler(recipe.engine, targets=recipe.targets), say)
+    job = Job(recipe, source, choose_compiler(recipe.engine, targets=recipe.targets), say, on_progress)
     bundle = _make(job, out, force)
     if use_cache:
         _keep(key, bundle, say)
@@ -103,8 +107,9 @@ def _measure(module: "nn.Module", job: Job) -> "Yardstick":
     from engineworks.export.parity import Yardstick, batches, check_alive
     from engineworks.export.reference import answer, answers_by_batch
     from engineworks.export.samples import sample_inputs
+    from engineworks.runtime.preprocessing import Preprocessing
 
-    samples = sample_inputs(job.source.preprocessing)
+    samples = sample_inputs(Preprocessing.from_json(job.source.preprocessing))
     reference = answer(module, {INPUT: samples})
     check_alive(reference)
     answers = answers_by_batch(module, {INPUT: samples}, reference, batches(job.recipe.batch))
@@ -143,6 +148,7 @@ def _compile(content: bytes, job: Job, stop: threading.Event) -> Engine:
         flavour=job.choice.flavour,
         batch=(batch.min, batch.opt, batch.max),
         targets=job.recipe.targets,
+        on_progress=job.on_progress,
         cancelled=stop.is_set,
     )
 

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Batch
 
 PrecisionName = Literal["fp32", "fp16", "bf16"]
@@ -10,6 +11,7 @@ EngineName = Literal["auto", "tensorrt", "rtx", "none"]
 Simplifier = Literal["auto", "onnxsim", "onnxslim", "none"]
 DEFAULT_BATCH = Batch(1, 8, 32)
 OLDEST_OPSET, NEWEST_OPSET = 18, 23
+LARGEST_BATCH = 65536  # it is really run; beyond this a slip of the finger is likelier than a wish
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,18 @@ class Recipe:
     engine: EngineName = "auto"
     targets: tuple[str, ...] = ()
     simplify: Simplifier = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            ExportError: an operator set outside 18 to 23, or for BF16 below 22.
+        """
+        oldest = 22 if self.precision == "bf16" else OLDEST_OPSET
+        if not oldest <= self.graph_opset <= NEWEST_OPSET:
+            raise ExportError(
+                f"--opset {self.opset} and --{self.precision}: expected an opset of {oldest} to {NEWEST_OPSET}."
+            )
 
     @property
     def name(self) -> str:
@@ -54,12 +68,12 @@ def parse_batch(text: str) -> Batch:
     """Read ``MIN:OPT:MAX``, or one number for a fixed batch.
 
     Raises:
-        ValueError: not whole numbers with 1 ≤ MIN ≤ OPT ≤ MAX.
+        ValueError: not whole numbers with 1 ≤ MIN ≤ OPT ≤ MAX ≤ 65536.
     """
     parts = text.split(":")
     if len(parts) not in {1, 3} or not all(part.isascii() and part.isdigit() for part in parts):
         raise ValueError(f"expected MIN:OPT:MAX, such as 1:8:32, or one number; got {text!r}")
     numbers = [int(part) for part in parts] * (3 if len(parts) == 1 else 1)
-    if not 1 <= numbers[0] <= numbers[1] <= numbers[2]:
-        raise ValueError(f"expected 1 ≤ MIN ≤ OPT ≤ MAX, got {text!r}")
+    if not 1 <= numbers[0] <= numbers[1] <= numbers[2] <= LARGEST_BATCH:
+        raise ValueError(f"expected 1 ≤ MIN ≤ OPT ≤ MAX ≤ {LARGEST_BATCH}, got {text!r}")
     return Batch(*numbers)

@@ -7,7 +7,7 @@ serves every stage.
 import numpy as np
 import numpy.typing as npt
 
-from engineworks.runtime.preprocess import Preprocessing, preprocess
+from engineworks.runtime.preprocessing import Preprocessing, preprocess
 
 SAMPLES = 8
 Floats = npt.NDArray[np.float32]

@@ -2,17 +2,16 @@
 
 import hashlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engineworks.export.recipe import Recipe
 from engineworks.models.errors import WeightsError
 from engineworks.models.registry import Network, find
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Weights
-from engineworks.runtime.preprocess import Preprocessing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,12 +22,15 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Source:
-    """A network with its weights, not yet built. ``file`` is the checkpoint, None where a seed makes the weights."""
+    """A network with its weights, not yet built.
+
+    ``file`` is the checkpoint, None where a seed makes the weights; ``preprocessing`` is as a manifest has it.
+    """
 
     network: Network
     weights: Weights
     file: Path | None
-    preprocessing: Preprocessing
+    preprocessing: Mapping[str, Any]
 
     @property
     def identity(self) -> str:
@@ -74,8 +76,7 @@ def _published(network: Network, downloads: Path, on_download: OnDownload | None
         raise WeightsError(f"--weights imagenet: none were published for {network.name}. Pass --weights FILE.")
     file = fetch(published, downloads, on_progress=on_download)
     weights = Weights("published", published.url, True, _digest(file), published.licence)
-    recipe = published.preprocessing or network.preprocessing
-    return Source(network, weights, file, Preprocessing.from_json(recipe))
+    return Source(network, weights, file, published.preprocessing or network.preprocessing)
 
 
 def _from_file(network: Network, file: Path) -> Source:
@@ -85,7 +86,7 @@ def _from_file(network: Network, file: Path) -> Source:
 
 
 def _source(network: Network, weights: Weights, file: Path | None) -> Source:
-    return Source(network, weights, file, Preprocessing.from_json(network.preprocessing))
+    return Source(network, weights, file, network.preprocessing)
 
 
 def _digest(file: Path) -> str:

@@ -8,6 +8,7 @@ afterwards, and only its program is converted.
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -208,5 +209,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """Return what an error of torch says, without its advice: the first line, and the first point of a list below."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    points = [line.removeprefix("- ") for line in lines[1:] if line.startswith("- ")]
+    return " ".join([lines[0].split(" For more information")[0], *points[:1]])

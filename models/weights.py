@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WRAPPERS: Final = ("state_dict", "model", "model_state_dict")
 PREFIXES: Final = ("module.", "_orig_mod.")
+_CODE_SIGNS: Final = ("Unsupported global", "Unsupported class", "TorchScript", "Trying to")
 MEND: Final = "Save the tensors alone: torch.save(model.state_dict(), 'weights.pth'), or safetensors."
 
 
@@ -68,8 +69,8 @@ def _read_torch(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises half a dozen kinds for a damaged file, pickle's own among them
         text = str(error)
-        if "Unsupported global" in text or "TorchScript" in text:
-            raise WeightsError(f"{path}: expected a state dict, got pickled objects. {MEND}") from error
+        if any(sign in text for sign in _CODE_SIGNS):
+            raise WeightsError(f"{path}: expected a state dict, got pickled objects or code. {MEND}") from error
         raise WeightsError(f"{path}: damaged or no torch file ({_line(error)}). Copy or download it again.") from error
 
 

@@ -1,7 +1,7 @@
 """Open a bundle and run it: everything an inference service needs to import.
 
-Importing this package loads numpy alone; onnxruntime comes with the first session, Pillow with the first picture, and
-torch never.
+Importing this package loads nothing but itself: numpy comes with the first name that is used, onnxruntime with the
+first session, Pillow with the first picture, and torch never.
 
     from engineworks import runtime
 
@@ -10,21 +10,25 @@ torch never.
         print(model.classify("cat.jpg", k=3))
 """
 
-from engineworks.runtime.backend import Backend
-from engineworks.runtime.bundle import Bundle, open_bundle, write_bundle
-from engineworks.runtime.compare import Agreement, agreement
-from engineworks.runtime.errors import (
-    BackendError,
-    BundleError,
-    EngineError,
-    EngineworksError,
-    ExportError,
-    InputError,
-    ParityError,
-)
-from engineworks.runtime.manifest import Manifest, Tensor
-from engineworks.runtime.preprocess import Preprocessing, preprocess
-from engineworks.runtime.session import Prediction, Session, load, softmax
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engineworks.runtime.backend import Backend
+    from engineworks.runtime.bundle import Bundle, open_bundle, write_bundle
+    from engineworks.runtime.compare import Agreement, agreement
+    from engineworks.runtime.errors import (
+        BackendError,
+        BundleError,
+        EngineError,
+        EngineworksError,
+        ExportError,
+        InputError,
+        ParityError,
+    )
+    from engineworks.runtime.manifest import Manifest, Tensor
+    from engineworks.runtime.preprocessing import Preprocessing, preprocess
+    from engineworks.runtime.session import Prediction, Session, load, softmax
 
 __all__ = [
     "Agreement",
@@ -49,3 +53,36 @@ __all__ = [
     "softmax",
     "write_bundle",
 ]
+
+_HOMES = {
+    "backend": ("Backend",),
+    "bundle": ("Bundle", "open_bundle", "write_bundle"),
+    "compare": ("Agreement", "agreement"),
+    "errors": (
+        "BackendError",
+        "BundleError",
+        "EngineError",
+        "EngineworksError",
+        "ExportError",
+        "InputError",
+        "ParityError",
+    ),
+    "manifest": ("Manifest", "Tensor"),
+    "preprocessing": ("Preprocessing", "preprocess"),
+    "session": ("Prediction", "Session", "load", "softmax"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module when it is first used."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'engineworks.runtime' has no attribute {name!r}")
+    value = getattr(import_module(f"engineworks.runtime.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})

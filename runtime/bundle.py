@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -125,14 +126,25 @@ def check_target(out: Path, *, force: bool) -> None:
 def _check_target(out: Path, *, force: bool) -> None:
     if not out.parent.is_dir():
         raise BundleError(f"cannot write {out}: the folder {out.parent} does not exist. Make it first.")
-    if not (out.exists() or out.is_symlink()):
-        return
+    if out.exists() or out.is_symlink():
+        _check_replaceable(out, force=force)
+    _try_folder(out)
+
+
+def _check_replaceable(out: Path, *, force: bool) -> None:
     if not force:
         raise BundleError(f"{out} exists. Pass --force to replace it, or -o for another folder.")
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise BundleError(f"{out} is the folder that you are in; it cannot be replaced under you. Pass -o.")
     if out.is_symlink() or not out.is_dir():
         raise BundleError(f"{out} is not a folder, so --force does not replace it. Remove it, or pass -o.")
     if any(out.iterdir()) and not _is_bundle(out):
         raise BundleError(f"{out} holds something other than a bundle, so --force does not replace it. Pass -o.")
+
+
+def _try_folder(out: Path) -> None:
+    """See whether a folder can be made beside ``out``: permissions do not tell (a full disk, /proc, root)."""
+    tempfile.TemporaryDirectory(prefix=f".{out.name[:80]}.try-", dir=out.parent).cleanup()
 
 
 def _is_bundle(folder: Path) -> bool:

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ _AT_FDCWD = -100
 _NOREPLACE = 1  # linux/fs.h, RENAME_NOREPLACE
 _EXCHANGE = 2  # linux/fs.h, RENAME_EXCHANGE
 _OLD = "-old"
+_PATIENCE = 20.0  # seconds
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 
@@ -123,10 +125,22 @@ def _claim(target: Path) -> tuple[Path, int]:
 def _locked(folder: Path) -> Iterator[None]:
     lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _wait_for(lock, folder)
         yield
     finally:
         os.close(lock)
+
+
+def _wait_for(lock: int, folder: Path) -> None:
+    """Take a lock that others hold for moments only; one that stays held is an error, not a wait without end."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise OSError(errno.EBUSY, f"another writer keeps {folder.name} locked", str(folder)) from error
+            time.sleep(0.005)
 
 
 def _remove_abandoned(target: Path, prefix: str) -> None:

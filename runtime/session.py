@@ -17,7 +17,7 @@ from engineworks.runtime.bundle import GRAPH, Bundle, open_bundle
 from engineworks.runtime.compare import order
 from engineworks.runtime.errors import BackendError, BundleError, InputError
 from engineworks.runtime.manifest import Manifest, Scores, Tensor
-from engineworks.runtime.preprocess import Pictures, Preprocessing, preprocess
+from engineworks.runtime.preprocessing import Pictures, Preprocessing, preprocess
 
 Array = npt.NDArray[Any]
 

@@ -33,15 +33,15 @@ SMALL = graph(
     ],
     [info("y")],
     [
-        numpy_helper.from_array(np.float32([[1, 2], [3, -4]]), "w"),
-        numpy_helper.from_array(np.float32([0, 1]), "b"),
+        numpy_helper.from_array(np.array([[1, 2], [3, -4]], np.float32), "w"),
+        numpy_helper.from_array(np.array([0, 1], np.float32), "b"),
     ],
 )
 
 
 def test_the_maxima_are_those_computed_by_hand() -> None:
     # (1, 1)·w + b = (4, -1); (-2, 3)·w + b = (7, -15)
-    got = observe_ranges(SMALL, {"x": np.float32([[1, 1], [-2, 3]])})
+    got = observe_ranges(SMALL, {"x": np.array([[1, 1], [-2, 3]], np.float32)})
     assert got == {"sums": 15, "positive": 7, "squares": 49, "y": 65}
     assert list(got) == ["sums", "positive", "squares", "y"], "in the order of the graph's nodes"
 
@@ -50,9 +50,9 @@ def test_the_maxima_are_those_computed_by_hand() -> None:
 @given(rows=st.lists(st.tuples(*[st.floats(-100, 100, width=32)] * 2), min_size=1, max_size=5))
 def test_the_maxima_are_numpys_for_any_batch(rows: list[tuple[float, float]]) -> None:
     x = np.array(rows, np.float32)
-    sums = x @ np.float32([[1, 2], [3, -4]]) + np.float32([0, 1])
+    sums = x @ np.array([[1, 2], [3, -4]], np.float32) + np.array([0, 1], np.float32)
     got = observe_ranges(SMALL, {"x": x})
-    scale = np.abs(x) @ np.float32([[1, 2], [3, 4]]) + 1
+    scale = np.abs(x) @ np.array([[1, 2], [3, 4]], np.float32) + 1
     assert abs(got["sums"] - np.abs(sums).max()) <= 3 * 2**-24 * scale.max()
 
 
@@ -62,23 +62,27 @@ def test_tensors_of_which_the_graph_says_nothing_are_observed_all_the_same() -> 
 
 def test_an_output_in_the_middle_is_observed_once() -> None:
     content = graph(
-        [helper.make_node("Neg", ["x"], ["a"]), helper.make_node("Exp", ["a"], ["b"])], [info("b", "n", 2), info("a", "n", 2)]
+        [helper.make_node("Neg", ["x"], ["a"]), helper.make_node("Exp", ["a"], ["b"])],
+        [info("b", "n", 2), info("a", "n", 2)],
     )
-    assert observe_ranges(content, {"x": np.float32([[0, -3]])}) == {"a": 3, "b": pytest.approx(np.exp(3), rel=1e-6)}
+    assert observe_ranges(content, {"x": np.array([[0, -3]], np.float32)}) == {
+        "a": 3,
+        "b": pytest.approx(np.exp(3), rel=1e-6),
+    }
 
 
 def test_overflow_and_nan_count_as_beyond() -> None:
     content = graph(
         [helper.make_node("Exp", ["x"], ["a"]), helper.make_node("Sub", ["a", "a"], ["b"])], [info("b", "n", 2)]
     )
-    got = observe_ranges(content, {"x": np.float32([[1, 200]])})
+    got = observe_ranges(content, {"x": np.array([[1, 200]], np.float32)})
     assert got["a"] == np.inf
     assert np.isnan(got["b"])
     assert list(beyond_fp16(got)) == ["a", "b"]
 
 
 def test_the_limit_itself_is_not_beyond() -> None:
-    assert LARGEST_FP16 == np.finfo(np.float16).max
+    assert np.finfo(np.float16).max == LARGEST_FP16
     assert beyond_fp16({"edge": 65504.0, "over": 65504.1, "none": 0.0}) == {"over": 65504.1}
 
 

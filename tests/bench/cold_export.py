@@ -27,11 +27,12 @@ def main(network: str = "googlenet", rounds: str = "5") -> None:
     for _ in range(int(rounds)):
         with tempfile.TemporaryDirectory() as folder:
             export = [str(BIN / "export-model"), network, "--fp16", "-o", f"{folder}/bundle"]
-            naive.append(seconds([sys.executable, "-W", "ignore", str(HERE / "naive_export.py"), network, folder], folder))
+            rival = [sys.executable, "-W", "ignore", str(HERE / "naive_export.py"), network, folder]
+            naive.append(seconds(rival, folder))
             ours.append(seconds(export, f"{folder}/cache"))
             hits.append(seconds([*export, "--force"], f"{folder}/cache"))
             helps.append(seconds([export[0], "--help"], folder))
-            print(f"naive {naive[-1]:6.2f} s   ours {ours[-1]:6.2f} s   hit {hits[-1]:5.2f} s   --help {helps[-1]:5.2f} s")
+            print(f"naive {naive[-1]:.2f} s, ours {ours[-1]:.2f} s, hit {hits[-1]:.2f} s, --help {helps[-1]:.2f} s")
     ratios = [mine / theirs for mine, theirs in zip(ours, naive, strict=True)]
     print(f"{network}: ours / naive: median {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     print(f"cache hit: median {statistics.median(hits):.2f} s; --help: median {statistics.median(helps):.2f} s")

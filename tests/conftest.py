@@ -1,0 +1,100 @@
+"""What several test files share: a bundle that a test may damage, and the pieces it is made of.
+
+The fixtures need what ``engineworks.runtime`` needs, and no more: no torch, no onnx.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from engineworks import runtime
+from engineworks.runtime.manifest import Batch, EngineRecord, Model, Precision, Rung, Weights
+
+DATA = Path(__file__).parent / "data"
+
+# The same examples in every run; `pytest --hypothesis-profile=fuzz` looks for new ones.
+settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=60)
+settings.register_profile(
+    "fuzz", deadline=None, max_examples=3000, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("fixed")
+
+
+@pytest.fixture(scope="session")
+def manifest() -> runtime.Manifest:
+    """A manifest in which every field says something; ``dataclasses.replace`` makes others of it."""
+    rung = Rung("onnx-fp16", "pytorch-fp32", "scores", 2, 1e-3, 2e-3, 0.999999, 60.5, 1.0, 1.0, 40.0, "derived")
+    return runtime.Manifest(
+        name="four-fp16",
+        created="2026-01-02T03:04:05Z",
+        model=Model("four", "tests", "nobody 2026", 16),
+        weights=Weights("file", "four.safetensors", True, "0" * 64, "CC0-1.0"),
+        precision=Precision("fp16", {"float16": 1}),
+        inputs=(runtime.Tensor("image", "float32", ("batch", 3, 8, 8)),),
+        outputs=(runtime.Tensor("scores", "float32", ("batch", 4)),),
+        scores="logits",
+        batch=Batch(1, 4, 8),
+        preprocessing=runtime.Preprocessing("RGB", 8, "bilinear", (8, 8), 0, (0.0,) * 3, (1.0,) * 3).to_json(),
+        labels=("red", "green", "blue", "dark"),
+        graph={"nodes": 3, "opset": 18, "simplifier": "none", "cpu": "model.onnx"},
+        parity=(rung, replace(rung, candidate="onnx-fp32", sqnr_db=None)),
+        engines=(EngineRecord("engines/rtx.engine", "rtx", "1.7", ("sm_89",), 3, {"Half": 1}),),
+        notes=("made for a test",),
+        recipe={"precision": "fp16"},
+        tools={"numpy": "2"},
+        files={},
+    )
+
+
+@pytest.fixture(scope="session")
+def contents() -> dict[str, bytes]:
+    """The files of the bundle; the engine is not one, and nothing may ever open it."""
+    engine = b"".join(hashlib.sha256(bytes([number])).digest() for number in range(40))
+    return {
+        "model.onnx": (DATA / "four_classes.onnx").read_bytes(),
+        "engines/rtx.engine": engine,
+        "reference.npz": b"PK" + bytes(100),
+    }
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path, manifest: runtime.Manifest, contents: dict[str, bytes]) -> Callable[..., Path]:
+    """Write a bundle under a name, with fields of the manifest and files of one's own."""
+
+    def make(name: str = "four-fp16", files: dict[str, bytes] | None = None, **fields: Any) -> Path:
+        given = contents if files is None else files
+        return runtime.write_bundle(tmp_path / name, replace(manifest, **fields), given).path
+
+    return make
+
+
+@pytest.fixture
+def bundle(make_bundle: Callable[..., Path]) -> Path:
+    """A whole bundle of one picture input and four classes, with an engine file; a test may damage it."""
+    return make_bundle()
+
+
+@pytest.fixture
+def two_inputs(make_bundle: Callable[..., Path]) -> Path:
+    """A bundle with inputs ``left`` and ``right``, outputs ``sum`` and ``dot``, and no preprocessing."""
+    return make_bundle(
+        "two-fp32",
+        files={"model.onnx": (DATA / "two_inputs.onnx").read_bytes()},
+        inputs=tuple(runtime.Tensor(name, "float32", ("batch", 3)) for name in ("left", "right")),
+        outputs=(runtime.Tensor("sum", "float32", ("batch", 3)), runtime.Tensor("dot", "float32", ("batch", 1))),
+        preprocessing=None,
+        engines=(),
+        labels=(),
+    )
+
+
+@pytest.fixture(scope="session")
+def pixels() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Noise, 30 rows by 20 columns of three channels."""
+    return np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)

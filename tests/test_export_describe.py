@@ -1,0 +1,83 @@
+"""An export in words, and files whose bytes depend on their content alone."""
+
+import io
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engineworks.export import describe
+from engineworks.export.engine import Choice
+from engineworks.export.recipe import Recipe
+from engineworks.runtime.errors import ExportError
+from engineworks.runtime.manifest import Rung, Weights
+
+ARRAYS: dict[str, Any] = {
+    "input:image": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "output:scores": np.array([[1, np.nan]], np.float32),
+    "turned": np.arange(6, dtype=np.int64).reshape(2, 3).T,
+}
+
+
+def test_an_npz_repeats_to_the_byte() -> None:
+    assert describe.npz(ARRAYS) == describe.npz({name: array.copy() for name, array in ARRAYS.items()})
+
+
+def test_an_npz_knows_no_clock() -> None:
+    with zipfile.ZipFile(io.BytesIO(describe.npz(ARRAYS))) as archive:
+        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_an_npz_is_read_by_numpy_without_pickle() -> None:
+    with np.load(io.BytesIO(describe.npz(ARRAYS)), allow_pickle=False) as file:
+        assert sorted(file.files) == sorted(ARRAYS)
+        for name, array in ARRAYS.items():
+            assert np.array_equal(file[name], array, equal_nan=array.dtype == np.float32)
+            assert file[name].dtype == array.dtype
+
+
+def test_an_npz_takes_no_objects() -> None:
+    with pytest.raises(ValueError, match="allow_pickle"):
+        describe.npz({"bad": np.array([object()])})
+
+
+def test_untrained_weights_are_called_that_first() -> None:
+    line = describe.weights_line(Weights("seed", "seed 0", False, None, None))
+    assert line.startswith("UNTRAINED (seed 0)")
+    assert "--weights imagenet or --weights FILE" in line
+
+
+def test_trained_weights_come_with_their_licence() -> None:
+    line = describe.weights_line(Weights("published", "https://example.org/x.pth", True, "0" * 64, "CC0"))
+    assert line == "published: https://example.org/x.pth (CC0)"
+
+
+@pytest.mark.parametrize(("number", "words"), [(60_000, "60.0 k"), (6_624_904, "6.6 M"), (999_999, "1000.0 k")])
+def test_parameters_are_counted_as_people_do(number: int, words: str) -> None:
+    assert describe.count(number) == words
+
+
+def test_a_rung_says_what_was_found_and_what_was_needed() -> None:
+    rung = Rung("onnx-fp16", "pytorch-fp32", "y", 8, 0.1, 0.1, 1, 69.25, 0.875, 1, 61.9, "why")
+    assert describe.rung_line(rung) == ("onnx-fp16", "69.2 dB against PyTorch (needs 61.9), top-1 agrees on 88%")
+    exact = Rung("onnx-fp16", "pytorch-fp32", "y", 8, 0.1, 0.1, 1, None, 1, 1, 61.9, "why")
+    assert describe.rung_line(exact)[1].startswith("equal, bit for bit")
+
+
+def test_no_engine_is_said_with_its_reasons() -> None:
+    choice = Choice(None, ("tensorrt is not installed", "tensorrt_rtx is not installed"))
+    line = describe.engine_line(None, choice, Recipe("net"))
+    assert line == "none: tensorrt is not installed; tensorrt_rtx is not installed"
+
+
+def test_the_date_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert describe._now() == "2023-11-14T22:13:20+00:00"
+
+
+@pytest.mark.parametrize("text", ["yesterday", "9" * 30, "1.5"])
+def test_a_date_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", text)
+    with pytest.raises(ExportError, match="SOURCE_DATE_EPOCH: expected seconds since 1970"):
+        describe._now()

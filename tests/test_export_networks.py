@@ -1,0 +1,71 @@
+"""The reference networks, whole: how small their graphs are, and that the way to an engine is open."""
+
+import importlib.util
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from engineworks.export.engine import read_plan_header
+from engineworks.export.pipeline import export_model
+from engineworks.export.recipe import Recipe
+from engineworks.export.to_onnx import to_onnx
+from engineworks.models import find
+from engineworks.models.weights import build_network
+from engineworks.runtime.bundle import Bundle
+from engineworks.runtime.manifest import Batch
+
+pytestmark = pytest.mark.slow
+
+SMALL = Batch(1, 2, 2)
+NODES = {"googlenet": 139, "resnet18": 49, "resnet50": 122, "alexnet": 19, "vgg16": 37}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENGINEWORKS_CACHE", str(tmp_path / "cache"))
+
+
+def export(name: str, folder: Path, precision: Any = "fp32", engine: Any = "none", batch: Batch = SMALL) -> Bundle:
+    return export_model(Recipe(name, precision, engine=engine, batch=batch), folder / "out", use_cache=False)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_graph_is_no_larger_than_it_need_be(name: str, tmp_path: Path) -> None:
+    bundle = export(name, tmp_path, batch=Batch(1, 1, 2) if name == "vgg16" else SMALL)
+    graph = onnx.ModelProto.FromString(bundle.read("model.onnx")).graph
+    kinds = Counter(node.op_type for node in graph.node)
+    assert len(graph.node) <= NODES[name]
+    assert not {"BatchNormalization", "Dropout", "If", "Shape", "Gather", "Cast"} & set(kinds)
+    for node in graph.node:
+        if node.op_type == "AveragePool":
+            assert [item.ints for item in node.attribute if item.name == "kernel_shape"] != [[1, 1]]
+    parameters = sum(parameter.numel() for parameter in find(name).build().parameters())
+    assert bundle.manifest.model.parameters <= parameters
+    assert all(rung.sqnr_db is None or rung.sqnr_db > 90 for rung in bundle.manifest.parity)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "resnet18"])
+def test_the_stock_route_gives_no_larger_graph(name: str) -> None:
+    network = find(name)
+    module = build_network(network)
+    exported = to_onnx(module, {"input": torch.zeros(2, *network.input_shape)}, ("output",), batch=Batch(1, 2, 8))
+    assert len(exported.graph.graph.node) <= NODES[name]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+@pytest.mark.parametrize("name", ["googlenet", "resnet18"])
+def test_fp16_leads_to_an_engine_for_every_target(name: str, tmp_path: Path) -> None:
+    bundle = export(name, tmp_path, "fp16", "rtx", Batch(1, 8, 32))
+    (record,) = bundle.manifest.engines
+    header = read_plan_header(bundle.read(record.file))
+    assert header is not None
+    assert header.targets == record.targets == ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+    assert sum(record.layer_types.values()) == bundle.manifest.precision.realised["float16"]
+    assert all(kind.endswith(" fp16") for kind in record.layer_types)
+    half = [rung for rung in bundle.manifest.parity if rung.candidate == "onnx-fp16"]
+    assert {rung.batch for rung in half} == {1, 8, 32}
+    assert all(rung.required_db > 35 for rung in half), "a floor that would let anything pass"
