@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 LARGEST_FP16 = 65504.0
+SMALLEST_FP16 = 2.0**-14  # the smallest normal value (IEEE 754-2019, table 3.5): below it, bits are lost
 
 
 def observe_ranges(graph: bytes, inputs: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, float]:

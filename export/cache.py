@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engineworks.export.recipe import Recipe
 from engineworks.runtime.bundle import Bundle, open_bundle
-from engineworks.runtime.errors import BundleError
+from engineworks.runtime.errors import BundleError, ExportError
 from engineworks.runtime.files import new_folder
 
 _TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy", "safetensors", "pillow")
@@ -31,7 +31,10 @@ def cache_folder() -> Path:
     asked = os.environ.get("ENGINEWORKS_CACHE")
     if asked:
         return Path(asked)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "engineworks"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "engineworks"
+    except RuntimeError as error:  # no HOME, and a user without an entry in passwd: a container's usual state
+        raise ExportError("this user has no home folder for the cache. Set ENGINEWORKS_CACHE to one.") from error
 
 
 def versions() -> dict[str, str]:

@@ -89,9 +89,9 @@ def _recipe(flags: dict[str, Any]) -> "Recipe":
         raise click.UsageError("which MODEL? export-model --list shows them.")
     if len(asked) > 1:
         raise click.UsageError(f"--{asked[0]} and --{asked[1]} contradict each other; pass one.")
-    if flags["target"] and flags["engine"] in {"none", "tensorrt"}:
-        why = "builds no engine" if flags["engine"] == "none" else "compiles for this host's GPU alone"
-        raise click.UsageError(f"--target and --engine {flags['engine']} contradict each other: that {why}.")
+    for name in ("target", "weights", "out"):
+        if flags[name] == "":
+            raise click.UsageError(f"--{name} is empty; leave it out, or give it a value.")
     try:
         batch = parse_batch(flags["batch"])
         targets = parse_targets(flags["target"]) if flags["target"] else ()

@@ -6,7 +6,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engineworks.export.cache import versions
 from engineworks.export.engine import Choice, Engine
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from engineworks.export.prove import Proven
     from engineworks.export.to_onnx import Exported
 
+QUIET_NOTES = ("no engine", "passed over", "the engine was compiled")  # said otherwise, or true of every bundle
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
 
 
@@ -38,6 +39,12 @@ def count(number: int) -> str:
 def parameters(module: "nn.Module") -> int:
     """Count a module's parameters, buffers not among them."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def pictures_line(preprocessing: Mapping[str, Any]) -> str:
+    """Say what a stranger's weights are taken to expect: nothing else would show that it is wrong."""
+    means, spreads = (", ".join(f"{value:.3g}" for value in preprocessing[key]) for key in ("mean", "std"))
+    return f"taken to be normalised to a mean of {means} and a standard deviation of {spreads}"
 
 
 def weights_line(weights: Weights) -> str:

@@ -20,6 +20,7 @@ from engineworks.export.trt_compilers import probe_gpu
 from engineworks.export.trt_journal import OnProgress
 from engineworks.runtime.bundle import Bundle, check_target, write_bundle
 from engineworks.runtime.errors import BundleError
+from engineworks.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
     from engineworks.export.prove import Proven
     from engineworks.export.to_onnx import Exported
 
-Say = Callable[[str, str], None]
+Say = Callable[[str, str, bool], None]
 INPUT, OUTPUT = "input", "output"
 
 
-def _silent(step: str, text: str) -> None:
+def _silent(step: str, text: str, warning: bool) -> None:
     """Say nothing."""
 
 
@@ -64,7 +65,7 @@ def export_model(
         out: the bundle's folder; written whole or not at all.
         force: replace a bundle that stands there.
         use_cache: take the result of the same export made before, and keep this one.
-        say: told each step's name and its outcome in words.
+        say: told each step's name, its outcome in words, and whether that is a warning.
         on_progress: told the compiler's phase and how much of it is done, 0 to 1; from another thread.
         on_download: told the bytes so far and in all, where weights are downloaded.
 
@@ -73,17 +74,22 @@ def export_model(
         BundleError: ``out`` cannot be written.
         ModelError: no such network, or weights that do not fit or cannot be had.
     """
+    out = Path(out)
     check_target(out, force=force)
+    check_torch()
+    choice = None if recipe.engine == "auto" else choose_compiler(recipe.engine, targets=recipe.targets)
     source = resolve(recipe, cache.cache_folder() / "weights", on_download)
-    say("weights", describe.weights_line(source.weights))
+    say("weights", describe.weights_line(source.weights), not source.weights.trained)
+    if source.weights.origin == "file":
+        say("pictures", describe.pictures_line(source.preprocessing), False)
     key = cache.key_of(recipe, source.identity, _host(recipe))
     found = _found(key, out, force, say) if use_cache else None
     if found is not None:
         return found
-    check_torch()
-    job = Job(recipe, source, choose_compiler(recipe.engine, targets=recipe.targets), say, on_progress)
+    choice = choice or choose_compiler(recipe.engine, targets=recipe.targets)
+    job = Job(recipe, source, choice, say, on_progress)
     bundle = _make(job, out, force)
-    if use_cache:
+    if use_cache and not _failed(choice, recipe):
         _keep(key, bundle, say)
     return bundle
 
@@ -92,13 +98,16 @@ def _make(job: Job, out: Path, force: bool) -> Bundle:
     from engineworks.export.prove import export_graph
 
     module = job.source.build()
-    job.say("build", f"{describe.count(describe.parameters(module))} parameters")
+    job.say("build", f"{describe.count(describe.parameters(module))} parameters", False)
     yardstick = _measure(module, job)
     exported = export_graph(module, dict(yardstick.inputs), (OUTPUT,), job.recipe)
-    job.say("graph", describe.graph_line(exported, job.recipe))
+    job.say("graph", describe.graph_line(exported, job.recipe), False)
     proven, engine = _prove_and_compile(job, exported, yardstick)
-    job.say("engine", describe.engine_line(engine, job.choice, job.recipe))
+    job.say(
+        "engine", describe.engine_line(engine, job.choice, job.recipe), engine is None and job.recipe.engine != "none"
+    )
     manifest = describe.manifest(job.recipe, job.source, job.choice, describe.parameters(module), proven, engine)
+    _say_notes(manifest, job.say)
     return write_bundle(out, manifest, describe.files(manifest, proven, engine, yardstick), force=force)
 
 
@@ -129,7 +138,7 @@ def _prove_and_compile(job: Job, exported: "Exported", yardstick: "Yardstick") -
 
         try:
             proven = prove(
-                exported, job.recipe, yardstick, compile_beside, lambda rung: job.say(*describe.rung_line(rung))
+                exported, job.recipe, yardstick, compile_beside, lambda rung: job.say(*describe.rung_line(rung), False)
             )
             engine = builds[0].result() if builds else None
             if engine is not None:
@@ -153,6 +162,18 @@ def _compile(content: bytes, job: Job, stop: threading.Event) -> Engine:
     )
 
 
+def _say_notes(manifest: Manifest, say: Say) -> None:
+    """Repeat what a user must not miss of the manifest."""
+    for note in manifest.notes:
+        if not note.startswith(describe.QUIET_NOTES):
+            say("note", note, True)
+
+
+def _failed(choice: Choice, recipe: Recipe) -> bool:
+    """Tell whether an installed compiler could not be used: such a bundle must not be found again after the mend."""
+    return recipe.engine == "auto" and choice.flavour is None and "tensorrt-rtx-cu13" in cache.versions()
+
+
 def _host(recipe: Recipe) -> str:
     """Return the GPU that ``tensorrt`` would compile for: part of the key, for its engines run on no other kind."""
     if recipe.engine in {"rtx", "none"} or "tensorrt" not in cache.versions():
@@ -166,7 +187,8 @@ def _found(key: str, out: Path, force: bool, say: Say) -> Bundle | None:
     except OSError as error:
         raise BundleError(f"cannot write {out}: {error.strerror or error}. Nothing was left behind.") from error
     if bundle is not None:
-        say("cache", f"the same export was made {bundle.manifest.created}; copied, every digest checked")
+        say("cache", f"the same export was made {bundle.manifest.created}; copied, every digest checked", False)
+        _say_notes(bundle.manifest, say)
     return bundle
 
 
@@ -174,4 +196,4 @@ def _keep(key: str, bundle: Bundle, say: Say) -> None:
     try:
         cache.keep(key, bundle)
     except OSError as error:
-        say("cache", f"not kept: {error.strerror or error}")
+        say("cache", f"not kept: {error.strerror or error}", True)

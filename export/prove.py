@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from engineworks.calibration import LARGEST_FP16, beyond_fp16, observe_ranges
+from engineworks.calibration import LARGEST_FP16, SMALLEST_FP16, beyond_fp16, observe_ranges
 from engineworks.export.clean import clean, modules
 from engineworks.export.emitter import CannotTranslate
 from engineworks.export.half import HalfType, to_half
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 Floors = list[tuple[float, str]]
 _FLOOR_ROWS = 4  # the floor's noise is averaged over every element of these rows' outputs
+_LEAST_DB = 20.0  # noise of a tenth of the answers: to be as good as that proves nothing
 _NEAR = 0.25  # of FP16's range: worth a note, for other inputs may go further
 
 
@@ -130,7 +131,8 @@ def prove(
         rungs = _climb(plain, "onnx-fp32", outputs, yardstick, _float32_floors(exported, few, yardstick), say)
         return Proven(exported.graph, plain, None, rungs, ())
     kind: HalfType = recipe.precision
-    notes = _check_ranges(exported.graph, plain, few) if kind == "fp16" else ()
+    every = {name: rows(array, _within(len(array), recipe.batch)) for name, array in yardstick.inputs.items()}
+    notes = _check_ranges(exported.graph, plain, every) if kind == "fp16" else ()
     typed = to_half(exported.graph, kind)
     check(typed, tuple(yardstick.inputs), tuple(outputs))
     check_realised(typed, kind)
@@ -169,9 +171,10 @@ def _emulated(typed: "ModelProto", kind: HalfType) -> bytes | None:
 def _floors(exported: Exported, few: dict[str, Floats], yardstick: Yardstick, kind: HalfType) -> tuple[Floors, Floors]:
     """Return the floors of float32 and of ``kind``, each with its source in words."""
     half = _half_floors(exported, few, yardstick, kind)
-    if not all(floor > 0 for floor in half):
+    if not all(floor >= _LEAST_DB for floor in half):
         raise ExportError(
-            f"{kind} cannot carry this network: rounding every tensor to it leaves nothing of its answers. Use --fp32."
+            f"{kind} cannot carry this network: rounding every tensor to it keeps {min(half):.1f} dB of its answers, "
+            f"{_LEAST_DB:.0f} are the least that means anything. Use {'--bf16 or ' if kind == 'fp16' else ''}--fp32."
         )
     return _gained(exported, half, kind), [(floor, f"{kind} rounding of the original") for floor in half]
 
@@ -179,7 +182,7 @@ def _floors(exported: Exported, few: dict[str, Floats], yardstick: Yardstick, ki
 def _float32_floors(exported: Exported, few: dict[str, Floats], yardstick: Yardstick) -> Floors:
     """Return the floors of float32 alone, from a half type that can carry the network: FP16, or BF16 for its range."""
     half = _half_floors(exported, few, yardstick, "fp16")
-    if all(floor > 0 for floor in half):
+    if all(floor >= _LEAST_DB for floor in half):
         return _gained(exported, half, "fp16")
     return _gained(exported, _half_floors(exported, few, yardstick, "bf16"), "bf16")
 
@@ -196,7 +199,7 @@ def _gained(exported: Exported, half: list[float], kind: HalfType) -> Floors:
 
 
 def _check_ranges(graph: "ModelProto", content: bytes, few: dict[str, Floats]) -> tuple[str, ...]:
-    """Refuse values that FP16 cannot hold, by layer; note those that come near.
+    """Refuse values that FP16 cannot hold, by layer; note those that come near its ends.
 
     Raises:
         ExportError: naming the first layer beyond, its module, and how far it goes.
@@ -209,12 +212,16 @@ def _check_ranges(graph: "ModelProto", content: bytes, few: dict[str, Floats]) -
             f"FP16 overflows: {_named(name, where)} reaches {value:.3g} on the sample inputs, FP16 ends at "
             f"{LARGEST_FP16:.0f} ({len(beyond)} such tensors). Use --bf16 or --fp32."
         )
+    small = [name for name, value in ranges.items() if 0 < value < SMALLEST_FP16]
+    notes = [
+        f"FP16 underflow: {_named(name, where)} stays below {SMALLEST_FP16:.2g}; digits are lost." for name in small
+    ]
     name, value = max(ranges.items(), key=lambda item: item[1])
-    if value < LARGEST_FP16 * _NEAR:
-        return ()
-    return (
-        f"FP16 range: {_named(name, where)} reaches {value:.3g} of {LARGEST_FP16:.0f}; larger inputs may overflow.",
-    )
+    if value >= LARGEST_FP16 * _NEAR:
+        notes.append(
+            f"FP16 range: {_named(name, where)} reaches {value:.3g} of {LARGEST_FP16:.0f}; larger inputs may overflow."
+        )
+    return tuple(notes)
 
 
 def _named(value: str, where: dict[str, str]) -> str:

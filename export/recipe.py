@@ -1,7 +1,7 @@
 """What was asked for: the flags of export-model as one value, checked before any work begins."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Batch
@@ -36,8 +36,15 @@ class Recipe:
         """Refuse what contradicts itself.
 
         Raises:
-            ExportError: an operator set outside 18 to 23, or for BF16 below 22.
+            ExportError: an unknown word, targets for a compiler that takes none, or an operator set outside 18 to 23
+                (for BF16, 22 to 23).
         """
+        for name, kinds in (("precision", PrecisionName), ("engine", EngineName), ("simplify", Simplifier)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ExportError(f"{name}: expected one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}.")
+        if self.targets and self.engine in {"none", "tensorrt"}:
+            why = "builds no engine" if self.engine == "none" else "compiles for this host's GPU alone"
+            raise ExportError(f"--target and --engine {self.engine} contradict each other: that {why}.")
         oldest = 22 if self.precision == "bf16" else OLDEST_OPSET
         if not oldest <= self.graph_opset <= NEWEST_OPSET:
             raise ExportError(

@@ -53,9 +53,9 @@ def answers_by_batch(
         reference: its outputs for them.
         sizes: the batch sizes.
 
-    The original itself is run at the smallest size. Where its rows there are, to within float32 rounding, those that it
-    gives among all samples, a row's answer does not depend on its batch, and the larger sizes are made of the same
-    rows.
+    The original itself is run at the smallest size; where that takes in all samples, on the first two alone as well.
+    Where its rows there are, to within float32 rounding, those that it gives among all samples, a row's answer does not
+    depend on its batch, and the larger sizes are made of the same rows.
 
     Raises:
         ParityError: a row's answer depends on the rows beside it, so that a free batch means nothing.
@@ -63,7 +63,10 @@ def answers_by_batch(
     count = len(next(iter(inputs.values())))
     smallest = list(reference) if count == min(sizes) else _at(module, inputs, min(sizes))
     repeated = {size: [rows(output, size) for output in reference] for size in sizes}
-    apart = zip(repeated[min(sizes)], smallest, strict=True)
+    apart = [*zip(repeated[min(sizes)], smallest, strict=True)]
+    if min(sizes) >= count:  # all samples are in it: only other neighbours would show
+        two = _at(module, {name: array[:2] for name, array in inputs.items()}, min(sizes))
+        apart += zip([rows(output[:2], min(sizes)) for output in reference], two, strict=True)
     alone = all(signal.shape == other.shape and sqnr(signal, other) > _SAME_DB for signal, other in apart)
     if not alone and len(sizes) > 1:
         raise ParityError("the original's answer to a row depends on its whole batch. Fix the batch: --batch N.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.export.recipe import Recipe
 from engineworks.models.errors import WeightsError
-from engineworks.models.registry import Network, find
+from engineworks.models.registry import Network, Published, find
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Weights
 
@@ -75,14 +75,21 @@ def _published(network: Network, downloads: Path, on_download: OnDownload | None
     if published is None:
         raise WeightsError(f"--weights imagenet: none were published for {network.name}. Pass --weights FILE.")
     file = fetch(published, downloads, on_progress=on_download)
-    weights = Weights("published", published.url, True, _digest(file), published.licence)
+    return _as_published(network, published, file, _digest(file))
+
+
+def _as_published(network: Network, published: Published, file: Path, digest: str) -> Source:
+    weights = Weights("published", published.url, True, digest, published.licence)
     return Source(network, weights, file, published.preprocessing or network.preprocessing)
 
 
 def _from_file(network: Network, file: Path) -> Source:
     if not file.is_file():
         raise WeightsError(f"--weights {file}: there is no such file. Pass a .safetensors or .pth file, or imagenet.")
-    return _source(network, Weights("file", file.name, True, _digest(file), None), file)
+    digest, published = _digest(file), network.published
+    if published is not None and digest.startswith(published.sha256):
+        return _as_published(network, published, file, digest)
+    return _source(network, Weights("file", file.name, True, digest, None), file)
 
 
 def _source(network: Network, weights: Weights, file: Path | None) -> Source:

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from engineworks.runtime.bundle import Bundle
 
 _CLEAR = "\r\x1b[K"  # back to the line's start, and erase it (ECMA-48)
-_ALWAYS = ("UNTRAINED", "none:", "not kept")
 
 
 class Talk:
@@ -33,15 +32,14 @@ class Talk:
     ) -> None:
         self._clear()
 
-    def say(self, step: str, text: str) -> None:
-        """Print a step and its outcome."""
+    def say(self, step: str, text: str, warning: bool = False) -> None:
+        """Print a step and its outcome; a warning also where all else is to be quiet."""
         self._clear()
-        warned = text.startswith(_ALWAYS)
-        if self._quiet and not warned:
+        if self._quiet and not warning:
             return
         clock = f"{time.monotonic() - self._began:5.1f} s" if sys.stderr.isatty() else ""
         line = f"{clock}  {step:<18} {text}".strip() if clock else f"{step:<18} {text}"
-        click.secho(line, err=True, fg="yellow" if warned else None)
+        click.secho(line, err=True, fg="yellow" if warning else None)
 
     def progress(self, phase: str, share: float | None) -> None:
         """Show what the compiler is at, on a terminal, in a line that the next one replaces."""

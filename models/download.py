@@ -50,14 +50,20 @@ def fetch(published: Published, folder: Path, *, on_progress: Progress | None = 
     url = address(published)
     target = Path(folder) / Path(urlsplit(url).path).name
     try:
+        if _is_whole(target, published):
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(target):
-            if not (target.is_file() and _digest(target).startswith(published.sha256)):
+            if not _is_whole(target, published):  # another process may have fetched it meanwhile
                 _download(url, target, published, on_progress or _silent)
     except OSError as error:  # network errors are DownloadErrors by now: this is the disk
         why = error.strerror or error
         raise DownloadError(f"{target}: {why}. Free some space or choose another folder.") from error
     return target
+
+
+def _is_whole(target: Path, published: Published) -> bool:
+    return target.is_file() and _digest(target).startswith(published.sha256)
 
 
 def address(published: Published) -> str:

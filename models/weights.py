@@ -6,6 +6,7 @@ tensors or draws weights from a seed. torch is imported inside the functions.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 WRAPPERS: Final = ("state_dict", "model", "model_state_dict")
 PREFIXES: Final = ("module.", "_orig_mod.")
-_CODE_SIGNS: Final = ("Unsupported global", "Unsupported class", "TorchScript", "Trying to")
 MEND: Final = "Save the tensors alone: torch.save(model.state_dict(), 'weights.pth'), or safetensors."
 
 
@@ -65,13 +65,24 @@ def _read_torch(path: Path) -> object:
     """Unpickle under torch's allow-list; files older than torch 1.6 are no zip and cannot be mapped."""
     import torch
 
+    zipped = zipfile.is_zipfile(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what matters is raised
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # torch raises half a dozen kinds for a damaged file, pickle's own among them
         text = str(error)
-        if any(sign in text for sign in _CODE_SIGNS):
+        pickled = "Weights only load failed" in text and (zipped or _starts_as_pickle(path))
+        if pickled or "TorchScript" in text:
             raise WeightsError(f"{path}: expected a state dict, got pickled objects or code. {MEND}") from error
         raise WeightsError(f"{path}: damaged or no torch file ({_line(error)}). Copy or download it again.") from error
+
+
+def _starts_as_pickle(path: Path) -> bool:
+    """Tell a pickle of protocol 2 or later (PEP 307: opcode PROTO, then the number) from other files."""
+    with path.open("rb") as stream:
+        start = stream.read(2)
+    return len(start) == 2 and start[0] == 0x80 and 2 <= start[1] <= 5
 
 
 def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
@@ -127,6 +138,7 @@ def load_state(module: nn.Module, state: State, *, optional: tuple[str, ...] = (
     _check_names(expected, state, optional)
     kept = {name: tensor for name, tensor in state.items() if name in expected}
     _check_shapes(expected, kept)
+    _check_kinds(expected, kept)
     kept = {name: tensor.to(expected[name].dtype) for name, tensor in kept.items()}
     _check_finite(kept)
     module.load_state_dict(kept, strict=False, assign=True)
@@ -151,6 +163,26 @@ def _check_shapes(expected: State, state: State) -> None:
     if wrong:
         raise WeightsError(
             f"the checkpoint does not fit: {_listed('shapes differ', wrong)}. Trained for another number of classes?"
+        )
+
+
+def _check_kinds(expected: State, state: State) -> None:
+    """Refuse integers and complex numbers for real ones, and tensors whose values lie elsewhere or in another form."""
+    import torch
+
+    wrong = [
+        f"{name} {tensor.dtype}"
+        for name, tensor in state.items()
+        if (tensor.is_floating_point() != expected[name].is_floating_point() and "num_batches_tracked" not in name)
+        or tensor.is_complex()
+        or tensor.is_quantized
+        or tensor.is_meta
+        or tensor.layout != torch.strided
+    ]
+    if wrong:
+        raise WeightsError(
+            f"the checkpoint does not fit: {_listed('tensors are no plain numbers of the kind expected', wrong)}. "
+            "Save it from the float32 network."
         )
 
 

@@ -16,6 +16,7 @@ from engineworks.runtime.errors import BackendError
 
 Device = Literal["auto", "cuda", "cpu"]
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_EXACT_CUDA = (_CUDA, {"use_tf32": "0"})  # else float32 layers round their operands to 11 bits, unsaid
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _try_cuda(ort: ModuleType, graph: bytes, threads: int) -> tuple[Any | None, 
     if preload is not None:
         preload()
     try:
-        session = ort.InferenceSession(graph, _options(ort, threads), providers=[_CUDA, _CPU])
+        session = ort.InferenceSession(graph, _options(ort, threads), providers=[_EXACT_CUDA, _CPU])
     except Exception as error:  # its own unrelated classes; the CPU then tells a broken graph from a broken host
         return None, _first_line(error)
     if session.get_providers()[0] != _CUDA:

@@ -54,7 +54,7 @@ def _command(path: str, as_json: bool) -> int:
 def describe(bundle: Bundle) -> Iterator[str]:
     """Yield the lines that tell a person what a bundle holds."""
     m = bundle.manifest
-    yield m.summary
+    yield _printable(m.summary)
     yield _row("model", f"{m.model.name}: {m.model.paper}")
     yield _row("weights", _weights(m))
     yield _row("precision", f"asked {m.precision.asked}; weighted layers {_counts(m.precision.realised)}")
@@ -75,7 +75,12 @@ def describe(bundle: Bundle) -> Iterator[str]:
 
 
 def _row(head: str, text: str) -> str:
-    return f"  {head:<10} {text}"
+    return f"  {head:<10} {_printable(text)}"
+
+
+def _printable(text: str) -> str:
+    """Spell control codes out: a manifest may come from a stranger, and this goes to a terminal."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def _weights(m: Manifest) -> str:

@@ -173,9 +173,16 @@ def parse(text: str, where: str) -> Manifest:
             raise BundleError(
                 f"bundle {where}: manifest.json was edited or cut since it was written. Re-run export-model."
             )
-        return _manifest(content)
+        return _in_order(_manifest(content))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"bundle {where}: manifest.json lacks or mistypes a field: {error!s}.") from error
+
+
+def _in_order(manifest: Manifest) -> Manifest:
+    batch = manifest.batch
+    if not 1 <= batch.min <= batch.opt <= batch.max:
+        raise ValueError(f"batch: expected 1 ≤ min ≤ opt ≤ max, got {batch}")
+    return manifest
 
 
 def _check_schema(content: Any, where: str) -> None:

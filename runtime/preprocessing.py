@@ -126,7 +126,7 @@ def preprocess(pictures: Pictures, recipe: Preprocessing) -> npt.NDArray[np.floa
         InputError: a file that is no image, an array of another dtype or shape, more than 8 bits a channel, a picture
             smaller than the crop, or pictures that come out in different sizes.
     """
-    rows = [_prepare(picture, recipe) for picture in _each(pictures, recipe)]
+    rows = [_prepare(picture, recipe) for picture in one_by_one(pictures, recipe)]
     if not rows:
         raise InputError("preprocess: expected at least one picture, got none.")
     shapes = {row.shape for row in rows}
@@ -135,7 +135,8 @@ def preprocess(pictures: Pictures, recipe: Preprocessing) -> npt.NDArray[np.floa
     return np.stack(rows)
 
 
-def _each(pictures: Pictures, recipe: Preprocessing) -> "Iterable[Picture]":
+def one_by_one(pictures: Pictures, recipe: Preprocessing) -> "Iterable[Picture]":
+    """Take apart what ``preprocess`` takes: one picture, an array of several, or an iterable, left lazy."""
     if isinstance(pictures, (str, Path, bytes)) or hasattr(pictures, "convert"):
         return [cast("Picture", pictures)]
     if isinstance(pictures, np.ndarray):

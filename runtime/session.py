@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -17,7 +18,7 @@ from engineworks.runtime.bundle import GRAPH, Bundle, open_bundle
 from engineworks.runtime.compare import order
 from engineworks.runtime.errors import BackendError, BundleError, InputError
 from engineworks.runtime.manifest import Manifest, Scores, Tensor
-from engineworks.runtime.preprocessing import Pictures, Preprocessing, preprocess
+from engineworks.runtime.preprocessing import Pictures, Preprocessing, one_by_one, preprocess
 
 Array = npt.NDArray[Any]
 
@@ -114,15 +115,26 @@ class Session:
 
         Raises:
             InputError: not a picture, or ``k`` < 1.
+            BackendError: the network answers NaN or infinity.
             BundleError: the bundle has no preprocessing, or its network is no classifier.
         """
         recipe = self._preprocessing()
         if k < 1:
             raise InputError(f"classify: expected k of 1 or more, got {k}.")
-        batch = preprocess(pictures, recipe)
-        step = self.manifest.batch.max
-        rows = [row for start in range(0, len(batch), step) for row in self._scores(batch[start : start + step])]
-        return [self._predictions(row, k) for row in rows]
+        each, answers = iter(one_by_one(pictures, recipe)), list[list[Prediction]]()
+        while some := [*islice(each, self.manifest.batch.max)]:
+            answers += [self._predictions(row, k) for row in self._scores(preprocess(some, recipe))]
+        if not answers:
+            raise InputError("classify: expected at least one picture, got none.")
+        return answers
+
+    def preprocess(self, pictures: Pictures) -> npt.NDArray[np.float32]:
+        """Prepare pictures as the bundle says, for ``infer``; see ``engineworks.runtime.preprocess``.
+
+        Returns:
+            ``(N, C, H, W)`` float32; N pictures, C channels.
+        """
+        return preprocess(pictures, self._preprocessing())
 
     def close(self) -> None:
         """Free the backend; calling it again does nothing."""
@@ -137,6 +149,8 @@ class Session:
         return self.infer(padded)[: len(batch)]
 
     def _predictions(self, row: Array, k: int) -> list[Prediction]:
+        if not np.isfinite(row).all():
+            raise BackendError(f"bundle {self.manifest.name}: the network answered NaN or infinity to this picture.")
         probabilities = softmax(row[None], self.manifest.scores)[0]
         best = order(row[None], self.manifest.scores)[0, :k]
         return [Prediction(self._label(int(index)), int(index), float(probabilities[index])) for index in best]
@@ -204,14 +218,17 @@ def load(path: Path | str, *, device: Device = "auto", strict: bool = False, thr
         BackendError: nothing can run it here, or the device asked for does not work.
     """
     bundle = open_bundle(path)
-    bundle.verify()
-    return Session(bundle, _open(bundle, device, strict=strict, threads=threads))
+    cpu = str(bundle.manifest.graph.get("cpu", GRAPH))  # stands for the typed graph where the CPU lacks its kernels
+    graphs = _checked(bundle, {GRAPH, cpu})
+    session = open_session(graphs[GRAPH], device, strict=strict, threads=threads, cpu_graph=graphs[cpu])
+    return Session(bundle, session)
 
 
-def _open(bundle: Bundle, device: Device, *, strict: bool, threads: int) -> OrtSession:
-    """Open the typed graph, or on the CPU the one that stands for it there."""
-    cpu = bundle.read(str(bundle.manifest.graph.get("cpu", GRAPH)))
-    return open_session(bundle.read(GRAPH), device, strict=strict, threads=threads, cpu_graph=cpu)
+def _checked(bundle: Bundle, wanted: set[str]) -> dict[str, bytes]:
+    """Read and check every file of the bundle once; return those wanted."""
+    files = dict.fromkeys((*sorted(wanted), *bundle.manifest.files))  # what is wanted and not there is told by name
+    contents = ((name, bundle.read(name)) for name in files)
+    return {name: content for name, content in contents if name in wanted}
 
 
 def softmax(scores_of: Array, scores: Scores = "logits") -> npt.NDArray[np.float64]:

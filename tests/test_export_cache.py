@@ -13,6 +13,7 @@ import pytest
 from engineworks import runtime
 from engineworks.export import cache
 from engineworks.export.recipe import Recipe
+from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Batch
 
 RECIPE = Recipe("net")
@@ -200,3 +201,14 @@ def test_versions_name_what_is_installed_and_nothing_else() -> None:
     assert {"engineworks", "numpy", "onnx", "torch"} <= set(found)
     assert "tensorrt" not in found or cache._version("tensorrt")
     assert all(version and "_" not in name for name, version in found.items())
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("ENGINEWORKS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(ExportError, match="Set ENGINEWORKS_CACHE"):
+        cache.cache_folder()

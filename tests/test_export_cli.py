@@ -490,3 +490,10 @@ def test_an_untrained_network_says_so_on_every_channel(
     inspect = [sys.executable, "-c", "from engineworks.runtime.inspect import run; run()"]
     status, out, _ = finish(spawn(str(tmp_path / "out"), program=inspect))
     assert "UNTRAINED weights: its answers mean nothing" in out
+
+
+@pytest.mark.parametrize("flag", ["--target", "--weights", "--out"])
+def test_an_empty_value_is_wrong_usage_and_not_the_default(say: Callable[..., Said], flag: str) -> None:
+    status, out, err = say("lenet5", *FAST, flag, "")
+    assert (status, out) == (2, "")
+    assert f"{flag} is empty" in err

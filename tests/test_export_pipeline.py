@@ -19,7 +19,7 @@ from onnx import numpy_helper
 
 from engineworks import runtime
 from engineworks.export import cache, pipeline
-from engineworks.export.engine import read_plan_header
+from engineworks.export.engine import Choice, read_plan_header
 from engineworks.export.pipeline import export_model
 from engineworks.export.recipe import Recipe
 from engineworks.models import NETWORKS, find
@@ -230,7 +230,7 @@ def test_without_an_engine_it_is_byte_identical_whole(tmp_path: Path) -> None:
 def test_no_engine_is_said_in_the_manifest(tmp_path: Path) -> None:
     said: list[tuple[str, str]] = []
     recipe = Recipe("lenet5", engine="none", batch=Batch(2, 2, 2))
-    bundle = export_model(recipe, tmp_path / "out", use_cache=False, say=lambda *line: said.append(line))
+    bundle = export_model(recipe, tmp_path / "out", use_cache=False, say=lambda *line: said.append(line[:2]))
     assert bundle.manifest.engines == ()
     assert [step for step, _ in said] == ["weights", "build", "graph", "onnx-fp32", "engine"]
     assert "none" in dict(said)["engine"]
@@ -245,7 +245,7 @@ def test_untrained_weights_are_said_everywhere(
     monkeypatch.setitem(NETWORKS, "lenet5", replace(NETWORKS["lenet5"], shipped=None))
     said: list[str] = []
     recipe = Recipe("lenet5", engine="none")
-    bundle = export_model(recipe, tmp_path / "out", use_cache=False, say=lambda step, text: said.append(text))
+    bundle = export_model(recipe, tmp_path / "out", use_cache=False, say=lambda step, text, warning: said.append(text))
     assert said[0].startswith("UNTRAINED (seed 0)")
     assert not bundle.manifest.weights.trained
     assert "UNTRAINED" in bundle.manifest.summary
@@ -258,12 +258,12 @@ def test_untrained_weights_are_said_everywhere(
 def test_a_second_export_is_copied_from_the_cache(tmp_path: Path) -> None:
     recipe, said = Recipe("lenet5", engine="none", batch=Batch(1, 3, 3)), list[tuple[str, str]]()
     first = export_model(recipe, tmp_path / "first")
-    second = export_model(recipe, tmp_path / "second", say=lambda *line: said.append(line))
+    second = export_model(recipe, tmp_path / "second", say=lambda *line: said.append(line[:2]))
     assert [step for step, _ in said] == ["weights", "cache"]
     assert (first.path / "manifest.json").read_bytes() == (second.path / "manifest.json").read_bytes()
     second.verify()
     said.clear()
-    export_model(recipe, tmp_path / "third", use_cache=False, say=lambda *line: said.append(line))
+    export_model(recipe, tmp_path / "third", use_cache=False, say=lambda *line: said.append(line[:2]))
     assert "cache" not in dict(said)
 
 
@@ -272,7 +272,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_no_more(tmp_path: Path, monk
     monkeypatch.setenv("ENGINEWORKS_CACHE", str(tmp_path / "file"))
     said: list[tuple[str, str]] = []
     recipe = Recipe("lenet5", engine="none", batch=Batch(2, 2, 2))
-    export_model(recipe, tmp_path / "out", say=lambda *line: said.append(line)).verify()
+    export_model(recipe, tmp_path / "out", say=lambda *line: said.append(line[:2])).verify()
     assert dict(said)["cache"].startswith("not kept: ")
 
 
@@ -375,3 +375,24 @@ def test_a_simplifier_that_moves_the_last_bits_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ExportError, match="--simplify onnxsim changed the network's answers"):
         export_model(recipe, tmp_path / "out", use_cache=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_whose_compiler_failed_is_not_found_again_after_the_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe("lenet5", batch=Batch(1, 2, 3))
+    with monkeypatch.context() as broken:
+        broken.setattr(pipeline, "choose_compiler", lambda *_, **__: Choice(None, ("rtx does not import: libnvrtc",)))
+        said: list[tuple[str, str, bool]] = []
+        first = export_model(recipe, tmp_path / "first", say=lambda *line: said.append(line))
+        assert first.manifest.engines == ()
+        assert ("engine", "none: rtx does not import: libnvrtc", True) in said
+    assert len(export_model(recipe, tmp_path / "second").manifest.engines) == 1
+
+
+def test_what_a_user_must_not_miss_is_said_again_on_a_hit(tmp_path: Path) -> None:
+    recipe = Recipe("lenet5", batch=Batch(1, 2, 4), targets=("sm86",))
+    for name in ("first", "second"):
+        said = list[tuple[str, str, bool]]()
+        export_model(recipe, tmp_path / name, say=lambda *line, said=said: said.append(line))
+        assert any(step == "note" and "TF32" in text and warning for step, text, warning in said)

@@ -315,3 +315,37 @@ def test_a_cast_that_casts_nothing_is_no_fp16(
     monkeypatch.setattr("engineworks.export.prove.to_half", lambda graph, kind: graph)
     with pytest.raises(ExportError, match=r"asked for fp16, but 4 layers compute in another type: .* \(float32\)"):
         climb(*made, replace(RECIPE, precision="fp16"))
+
+
+def test_a_network_that_fp16_rounds_away_is_refused_and_what_underflows_is_named() -> None:
+    """Weights scaled down and made up for later: float32 does not notice, FP16 loses the digits between."""
+
+    class Underflowing(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.body = nn.Conv2d(3, 4, 3, bias=False)
+            self.neck, self.head = nn.Linear(4, 4, bias=False), nn.Linear(4, 3, bias=False)
+            with torch.no_grad():
+                self.body.weight.mul_(scale)
+                self.neck.weight.div_(scale**0.5)
+                self.head.weight.div_(scale**0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.head(self.neck(self.body(x).mean((2, 3))))
+            return y
+
+    torch.manual_seed(0)
+    recipe = replace(RECIPE, precision="fp16")
+    with pytest.raises(ExportError, match=r"fp16 cannot carry this network: .* Use --bf16 or --fp32"):
+        climb(*make(Underflowing(5e-8).eval(), recipe), recipe)
+    notes = climb(*make(Underflowing(2e-5).eval(), recipe), recipe).notes
+    assert any(note.startswith("FP16 underflow: body (") for note in notes)
+
+
+def test_all_samples_are_searched_for_overflow_and_not_only_the_first() -> None:
+    torch.manual_seed(0)
+    net, recipe = Scaled(1.0).eval(), replace(RECIPE, precision="fp16")
+    inputs = samples()
+    inputs[-1] *= 1e6
+    with pytest.raises(ExportError, match="FP16 overflows"):
+        climb(make(net, recipe)[0], measure(net, recipe, inputs), recipe)

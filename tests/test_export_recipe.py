@@ -3,6 +3,7 @@
 import contextlib
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -90,3 +91,18 @@ def test_every_field_stands_in_the_record() -> None:
 def test_an_operator_set_that_the_precision_cannot_have_is_refused(precision: str, opset: int, expected: str) -> None:
     with pytest.raises(ExportError, match=f"--opset {opset} and --{precision}: expected an opset of {expected}"):
         Recipe("lenet5", precision=precision, opset=opset)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"precision": "int4"}, "precision: expected one of fp32, fp16, bf16, got 'int4'"),
+        ({"engine": "trt"}, "engine: expected one of auto, tensorrt, rtx, none, got 'trt'"),
+        ({"simplify": "foo"}, "simplify: expected one of auto, onnxsim, onnxslim, none, got 'foo'"),
+        ({"engine": "none", "targets": ("sm86",)}, "--target and --engine none contradict each other"),
+        ({"engine": "tensorrt", "targets": ("sm86",)}, "--target and --engine tensorrt contradict each other"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        Recipe("lenet5", **wrong)

@@ -171,3 +171,14 @@ def test_an_output_that_is_not_the_batchs_is_refused() -> None:
     net, x = Constant(), {"x": pictures()}
     with pytest.raises(ParityError, match="depends on its whole batch"):
         answers_by_batch(net, x, answer(net, x), [1, 8])
+
+
+@pytest.mark.parametrize("sizes", [[1, 8, 32], [8, 16, 32], [16, 32]])
+def test_an_answer_that_depends_on_the_batch_is_seen_at_every_smallest_size(sizes: list[int]) -> None:
+    class Centred(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x - x.mean(0)
+
+    x = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
+    with pytest.raises(ParityError, match="depends on its whole batch"):
+        answers_by_batch(Centred(), {"x": x}, answer(Centred(), {"x": x}), sizes)

@@ -2,12 +2,14 @@
 
 import hashlib
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engineworks.export import source
 from engineworks.export.recipe import Recipe
+from engineworks.models import NETWORKS
 from engineworks.models.errors import UnknownModelError, WeightsError
 from engineworks.runtime.errors import ExportError
 
@@ -59,3 +61,24 @@ def test_a_missing_package_comes_with_its_pip_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == name else real(asked))
     with pytest.raises(ExportError, match=rf'^{name} is not installed.*pip install "engineworks\[export\]"$'):
         source.check_torch()
+
+
+def test_the_published_file_is_known_by_its_digest_however_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.pth"
+    file.write_bytes(b"as published")
+    network = NETWORKS["googlenet"]
+    assert network.published is not None
+    published = replace(network.published, sha256=hashlib.sha256(b"as published").hexdigest()[:8])
+    monkeypatch.setitem(NETWORKS, "googlenet", replace(network, published=published))
+    made = source.resolve(Recipe("googlenet", weights=str(file)), tmp_path)
+    assert made.weights.origin == "published"
+    assert made.weights.licence == published.licence
+    assert made.preprocessing["mean"] == [0.5, 0.5, 0.5]
+    file.write_bytes(b"retrained")
+    assert source.resolve(Recipe("googlenet", weights=str(file)), tmp_path).preprocessing["mean"] == [
+        0.485,
+        0.456,
+        0.406,
+    ]

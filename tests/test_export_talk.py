@@ -1,14 +1,16 @@
 """What the command says: on stderr, and with ``quiet`` only what must not be missed."""
 
+from typing import Any
+
 import pytest
 
 from engineworks.export.talk import Talk
 
 
-def said(capsys: pytest.CaptureFixture[str], *, quiet: bool, lines: list[tuple[str, str]]) -> str:
+def said(capsys: pytest.CaptureFixture[str], *, quiet: bool, lines: list[tuple[Any, ...]]) -> str:
     with Talk(quiet=quiet) as talk:
-        for step, text in lines:
-            talk.say(step, text)
+        for line in lines:
+            talk.say(*line)
     out, err = capsys.readouterr()
     assert out == "", "stdout is for the result"
     return err
@@ -21,10 +23,10 @@ def test_each_step_is_one_line_without_colours_off_a_terminal(capsys: pytest.Cap
 
 def test_quiet_keeps_what_must_not_be_missed(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [
-        ("weights", "UNTRAINED (seed 0): its answers mean nothing."),
+        ("weights", "UNTRAINED (seed 0): its answers mean nothing.", True),
         ("graph", "33 nodes"),
-        ("engine", "none: tensorrt is not installed"),
-        ("cache", "not kept: No space left on device"),
+        ("engine", "none: tensorrt is not installed", True),
+        ("cache", "not kept: No space left on device", True),
     ]
     err = said(capsys, quiet=True, lines=lines)
     assert [line.split()[0] for line in err.splitlines()] == ["weights", "engine", "cache"]

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import http.server
 import threading
@@ -214,3 +215,16 @@ def test_two_threads_fetch_one_file_once(server: Server, tmp_path: Path) -> None
         thread.join()
     assert [path.read_bytes() == CONTENT for path in paths] == [True] * 4
     assert len(server.seen) == 1
+
+
+def test_a_whole_file_in_a_folder_that_cannot_be_written_is_taken(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download.fetch(published(server), tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr("engineworks.models.download._alone", refuse)
+    assert download.fetch(published(server), tmp_path).is_file()

@@ -1,5 +1,7 @@
 import re
 from collections import OrderedDict
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -200,3 +202,30 @@ def test_a_built_network_is_ready_to_run() -> None:
 def test_another_networks_checkpoint_is_refused() -> None:
     with pytest.raises(WeightsError, match="Is it another network's"):
         build_network(find("resnet50"), build_network(find("lenet5")).state_dict())
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.complex64])
+def test_numbers_of_another_kind_are_refused_by_name(kind: torch.dtype) -> None:
+    state = Small().state_dict()
+    name = next(iter(state))
+    state[name] = state[name].to(kind)
+    with pytest.raises(WeightsError, match=rf"no plain numbers of the kind expected \({name} {kind}\)"):
+        load_state(Small(), state)
+
+
+@pytest.mark.parametrize("make", [lambda x: x.to_sparse(), lambda x: x.to("meta")], ids=["sparse", "meta"])
+def test_tensors_whose_values_are_not_there_are_refused_by_name(make: Callable[[Tensor], Tensor]) -> None:
+    state = Small().state_dict()
+    name = next(iter(state))
+    state[name] = make(state[name])
+    with pytest.raises(WeightsError, match=f"no plain numbers of the kind expected .{name}"):
+        load_state(Small(), state)
+
+
+def test_a_file_that_pickle_wrote_itself_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    import pickle  # noqa: TID251 # what a stranger may hand over
+
+    path = tmp_path / "model.pth"
+    path.write_bytes(pickle.dumps({"weight": [1.0], "made": Fraction(1, 2)}))
+    with pytest.raises(WeightsError, match=r"expected a state dict, got pickled objects or code\. Save the tensors"):
+        read_checkpoint(path)

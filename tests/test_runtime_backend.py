@@ -33,7 +33,9 @@ class FakeOrt:
     def preload_dlls(self) -> None:
         self.preloaded += 1
 
-    def InferenceSession(self, graph: bytes, options: Any, providers: list[str]) -> Any:
+    def InferenceSession(self, graph: bytes, options: Any, providers: list[Any]) -> Any:
+        assert all(name == (CUDA, {"use_tf32": "0"}) for name in providers if CUDA in name), "float32 is to be float32"
+        providers = [name if isinstance(name, str) else name[0] for name in providers]
         self.opened.append((graph, providers))
         if self.raises is not None and CUDA in providers:
             raise self.raises

@@ -195,3 +195,12 @@ def test_a_name_that_is_no_utf8_gets_no_traceback(bundle: Path) -> None:
     found = subprocess.run([sys.executable, "-c", COMMAND, odd], capture_output=True, check=False)
     assert found.returncode == 1
     assert b"Traceback" not in found.stderr
+
+
+def test_control_codes_in_a_manifest_do_not_reach_the_terminal(
+    make_bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(make_bundle(notes=("\x1b[2J gone",), name="four"))]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert r"\x1b[2J gone" in out

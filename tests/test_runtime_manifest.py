@@ -52,7 +52,7 @@ MANIFESTS = st.builds(
     inputs=many(TENSORS),
     outputs=many(TENSORS),
     scores=st.sampled_from(["logits", "distances"]),
-    batch=st.builds(Batch, NUMBERS, NUMBERS, NUMBERS),
+    batch=st.lists(st.integers(1, 10**6), min_size=3, max_size=3).map(lambda sizes: Batch(*sorted(sizes))),
     preprocessing=st.none() | st.dictionaries(WORDS, JSON, max_size=3),
     labels=many(WORDS),
     graph=st.dictionaries(WORDS, JSON, max_size=3),
@@ -388,3 +388,9 @@ def test_the_summary_says_that_weights_are_untrained(manifest: Manifest) -> None
     untrained = replace(manifest, weights=Weights("seed", "0", False, None, None))
     assert manifest.summary == "four-fp16 (four, fp16)"
     assert untrained.summary == "four-fp16 (four, fp16, UNTRAINED weights: its answers mean nothing)"
+
+
+@pytest.mark.parametrize("batch", [Batch(0, 1, 2), Batch(2, 1, 3), Batch(1, 4, 3)])
+def test_batch_sizes_out_of_order_are_refused(manifest: Manifest, batch: Batch) -> None:
+    with pytest.raises(BundleError, match="expected 1 ≤ min ≤ opt ≤ max"):
+        parse(dump(replace(manifest, batch=batch)), "four")

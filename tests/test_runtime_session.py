@@ -405,3 +405,33 @@ def test_softmax_sums_to_one_and_never_overflows(row: list[float]) -> None:
 def test_a_missing_batch_axis_is_named_and_mended() -> None:
     with pytest.raises(InputError, match=r"expected \(N, K\), got \(10,\)\. Add a batch axis"):
         softmax(np.zeros(10, np.float32))
+
+
+def test_pictures_are_taken_a_batch_at_a_time(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, seen = 0, []
+
+    def pictures() -> Iterator[np.ndarray[Any, Any]]:
+        nonlocal taken
+        for _ in range(50):
+            taken += 1
+            yield np.zeros((8, 8, 3), np.uint8)
+
+    with load(bundle) as model:
+        infer = model.infer
+
+        def watched(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            seen.append(taken)
+            return infer(batch)
+
+        monkeypatch.setattr(model, "infer", watched)
+        assert len(model.classify(pictures())) == 50
+    assert seen[0] == model.manifest.batch.max < 50
+
+
+def test_an_answer_that_is_not_finite_is_an_error_and_no_probability(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load(bundle) as model:
+        monkeypatch.setattr(model, "infer", lambda batch: np.full((len(batch), 4), np.nan, np.float32))
+        with pytest.raises(BackendError, match="answered NaN or infinity"):
+            model.classify(np.zeros((8, 8, 3), np.uint8))
