@@ -157,7 +157,7 @@ class GoogLeNetPaper(GoogLeNet):
     - Its first row has 2.7 thousand weights and 34 million operations; a 7x7 convolution from 3 to 64 maps has 9,408
       weights and 118 million multiply-adds at 112 x 112. Apart from that row its 1.5 x 10^9 operations are met.
     - Its thousands of weights are 1024: the rows' 6.8 million stand for 6.96 x 10^6, and here are 6.99 x 10^6 without
-      biases. Rows 4a, 4b, 4c, 4e and 5a are off by up to 6 %.
+      biases. Of the modules' rows 4c has 7 % too few weights, and 5a 5 % too many, and as many operations too many.
     - It gives the dropout 40 %, but text and table do not say the normalisation's constants: those of Krizhevsky et al.
       (NIPS 2012, section 3.3), 5 maps, alpha 1e-4, beta 0.75, k 2, are taken, alpha undivided as in ``alexnet``'s.
     """

@@ -63,6 +63,7 @@ class Network:
     ``label_source`` is the labels themselves or the packaged text file that holds them, one a line.
     ``parameters`` are those that evaluation uses: auxiliary classifiers are not among them. ``multiply_adds`` are those
     of the convolutions and matrix products of the exported graph for one image of ``input_shape``, biases not counted.
+    ``input_spread`` is the standard deviation, about, of its inputs: random weights are drawn to suit it.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Network:
     published: Published | None = None
     shipped: str | None = None
     optional_keys: tuple[str, ...] = ()
+    input_spread: float = 1.0
 
     def build(self) -> torch.nn.Module:
         """Build the network with torch's own random weights, in training mode.

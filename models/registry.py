@@ -55,6 +55,7 @@ HALVES = _photograph(mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5])
 # As published, only the mean is subtracted, and values stay between -128 and 128: Krizhevsky et al. 2012, section 2;
 # Szegedy et al. 2015, section 5; He et al. 2016, section 3.4. They subtract a mean image; here it is a mean colour.
 PUBLISHED = [1 / 255, 1 / 255, 1 / 255]
+PUBLISHED_SPREAD = 58.0  # of such values: 255 times the 0.23 that IMAGENET divides by
 MEAN_ONLY = _photograph(IMAGENET_MEAN, PUBLISHED)
 MEAN_ONLY_227 = _photograph(IMAGENET_MEAN, PUBLISHED, side=227)
 
@@ -150,6 +151,7 @@ def _imagenet(
         multiply_adds=figures[1],
         published=_PUBLISHED.get(name),
         optional_keys=("aux1.", "aux2.") if family == "googlenet" else (),
+        input_spread=PUBLISHED_SPREAD if preprocessing["std"] == PUBLISHED else 1.0,
     )
 
 
