@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 Shape = tuple[int, ...]
+_SMALL = 64  # numbers; a tensor of no more may tell a shape, as Reshape's and Resize's do
 
 
 def multiply_adds(model: "ModelProto", rows: int = 1) -> int:
@@ -83,7 +84,7 @@ def _shapes(model: "ModelProto", rows: int) -> dict[str, Shape]:
     from onnx import shape_inference
 
     graph = shape_inference.infer_shapes(_skeleton(model, rows)).graph
-    found = {}
+    found = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         axes = value.type.tensor_type.shape.dim
         if value.type.tensor_type.HasField("shape") and all(axis.HasField("dim_value") for axis in axes):
@@ -94,12 +95,12 @@ def _shapes(model: "ModelProto", rows: int) -> dict[str, Shape]:
 def _skeleton(model: "ModelProto", rows: int) -> "ModelProto":
     """Copy the graph without its weights, which shape inference would copy twice, and with a fixed batch.
 
-    A weight becomes an input of its shape; what tells a shape (int64) stays.
+    A weight becomes an input of its shape; what may tell a shape stays.
     """
-    from onnx import GraphProto, ModelProto, TensorProto, helper
+    from onnx import GraphProto, ModelProto, helper
 
     graph = model.graph
-    weights = [tensor for tensor in graph.initializer if tensor.data_type != TensorProto.INT64]
+    weights = [tensor for tensor in graph.initializer if math.prod(tensor.dims) > _SMALL]
     names = {tensor.name for tensor in weights}
     bare = GraphProto(
         name=graph.name,

@@ -1,5 +1,6 @@
 """The multiply-add counter: each operator against a hand count, whole networks against the registry."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ FAST = ("lenet5", "plain18", "googlenet-paper")
 SLOW = ("resnet50", "resnet101-paper", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16_bn", "vgg19")
 
 
-def model(nodes: list[Any], shape: list[Any], weights: dict[str, tuple[int, ...]], out: Any = None) -> ModelProto:
+def model(nodes: list[Any], shape: list[Any], weights: Mapping[str, tuple[int, ...]], out: Any = None) -> ModelProto:
     """A graph from ``x`` to ``y`` with weights of these shapes, all ones."""
     stored = [numpy_helper.from_array(np.ones(size, np.float32), name) for name, size in weights.items()]
     graph = helper.make_graph(
@@ -78,6 +79,13 @@ def test_a_free_batch_counts_as_often_as_asked_and_a_fixed_one_as_it_is() -> Non
     assert multiply_adds(model([conv], [4, 3, 4, 4], weights), rows=5) == 4 * 2 * 16 * 3
 
 
+def test_a_size_that_a_stored_scale_tells_is_found() -> None:
+    larger = helper.make_node("Resize", ["x", "", "scales"], ["large"])
+    given = model([larger, node("Conv", ["large", "w"])], ["n", 3, 4, 4], {"w": (2, 3, 1, 1)})
+    given.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, 2, 3], np.float32), "scales"))
+    assert multiply_adds(given) == 2 * 8 * 12 * 3
+
+
 def test_a_size_that_nothing_tells_is_refused_by_its_layer() -> None:
     open_sides = model([node("Conv", ["x", "w"])], ["n", 3, "h", "w"], {"w": (2, 3, 1, 1)})
     with pytest.raises(ExportError, match=r"multiply-adds of the_Conv: the size of x is not known"):
@@ -89,6 +97,14 @@ def test_control_flow_is_refused_by_its_name() -> None:
     choice = node("If", ["c"], then_branch=body, else_branch=body)
     with pytest.raises(ExportError, match=r"the_If: If runs as the data say"):
         multiply_adds(model([choice], ["n", 3], {}))
+
+
+def test_nodes_of_another_domain_are_not_taken_for_onnx_ones() -> None:
+    foreign = node("Conv", ["x", "w"])
+    foreign.domain = "vendor"
+    given = model([foreign], ["n", 3, 4, 4], {"w": (2, 3, 1, 1)})
+    given.opset_import.append(helper.make_opsetid("vendor", 1))
+    assert multiply_adds(given) == 0
 
 
 def test_the_graph_counted_is_left_as_it_was() -> None:
