@@ -1,5 +1,7 @@
 """GoogLeNet: table 1 of the paper, for the variant as published and for torchvision's."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -23,7 +25,9 @@ TABLE_1 = {
 NAMES = ("googlenet", "googlenet-paper")
 
 
+@cache
 def skeleton(name: str) -> nn.Module:
+    """Build without memory for the weights; shared, so no test changes it."""
     with torch.device("meta"):
         return find(name).build().eval()
 
@@ -90,27 +94,24 @@ def test_the_paper_variants_parameters_count_with_and_without_the_auxiliary_head
     assert sum(value.numel() for name, value in named if not name.startswith("aux")) == 6_998_552
 
 
+OUTPUTS = {  # table 1, "output size"
+    "conv1": (64, 112, 112), "maxpool1": (64, 56, 56), "conv3": (192, 56, 56), "maxpool2": (192, 28, 28),
+    "inception3b": (480, 28, 28), "maxpool3": (480, 14, 14), "inception4e": (832, 14, 14), "maxpool4": (832, 7, 7),
+    "inception5b": (1024, 7, 7), "avgpool": (1024, 1, 1),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    ("layer", "shape"),
-    [  # table 1, "output size"
-        ("conv1", (64, 112, 112)),
-        ("maxpool1", (64, 56, 56)),
-        ("conv3", (192, 56, 56)),
-        ("maxpool2", (192, 28, 28)),
-        ("inception3b", (480, 28, 28)),
-        ("maxpool3", (480, 14, 14)),
-        ("inception4e", (832, 14, 14)),
-        ("maxpool4", (832, 7, 7)),
-        ("inception5b", (1024, 7, 7)),
-        ("avgpool", (1024, 1, 1)),
-    ],
-)
-def test_maps_have_the_sizes_of_the_paper(name: str, layer: str, shape: tuple[int, ...]) -> None:
-    network, seen = skeleton(name), []
-    network.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape))
+def test_maps_have_the_sizes_of_the_paper(name: str) -> None:
+    with torch.device("meta"):
+        network = find(name).build().eval()
+    seen = dict[str, tuple[int, ...]]()
+    for layer in OUTPUTS:
+        network.get_submodule(layer).register_forward_hook(
+            lambda _module, _inputs, output, layer=layer: seen.update({layer: tuple(output.shape[1:])})
+        )
     network(torch.empty(1, 3, 224, 224, device="meta"))
-    assert [tuple(each) for each in seen] == [(1, *shape)]
+    assert seen == OUTPUTS
 
 
 def test_the_paper_variant_normalises_maps_and_no_batches() -> None:
@@ -122,7 +123,8 @@ def test_the_paper_variant_normalises_maps_and_no_batches() -> None:
 
 
 def test_the_paper_variants_auxiliary_heads_are_those_of_section_5() -> None:
-    network = skeleton("googlenet-paper")
+    with torch.device("meta"):
+        network = find("googlenet-paper").build()
     for name, inputs in (("aux1", 512), ("aux2", 528)):  # outputs of 4a and 4d
         head = network.get_submodule(name)
         pooled = head.get_submodule("pool")(torch.empty(1, inputs, 14, 14, device="meta"))
