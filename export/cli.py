@@ -60,16 +60,21 @@ def main(argv: list[str] | None = None) -> int:
 )
 @click.option("--force", is_flag=True, help="Replace the bundle that stands there.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep a bundle made before.")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the manifest instead of the path; with --list, the networks."
+)
 @click.option("--list", "listing", is_flag=True, help="List the networks and stop.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
 def _command(**flags: Any) -> int:
     """Export MODEL into a bundle: an ONNX graph proven against PyTorch, and a TensorRT engine built from it."""
+    if flags["listing"]:
+        from engineworks.export.listing import as_json, as_table
+
+        click.echo(as_json() if flags["as_json"] else as_table())
+        return 0
     from engineworks.models.errors import ModelError
     from engineworks.runtime.errors import EngineworksError
 
-    if flags["listing"]:
-        return _list()
     recipe = _recipe(flags)
     try:
         return _export(recipe, flags)
@@ -125,13 +130,4 @@ def _export(recipe: "Recipe", flags: dict[str, Any]) -> int:
         )
     talk.done(bundle)
     click.echo((bundle.path / "manifest.json").read_text("utf-8").rstrip() if flags["as_json"] else str(out))
-    return 0
-
-
-def _list() -> int:
-    from engineworks.models import NETWORKS
-
-    for name, network in NETWORKS.items():
-        weights = "shipped" if network.shipped else "imagenet" if network.published else "none"
-        click.echo(f"{name:<12} weights: {weights:<9} {network.paper}")
     return 0

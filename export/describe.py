@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from engineworks.export.cache import versions
+from engineworks.export.count import multiply_adds
 from engineworks.export.engine import Choice, Engine
 from engineworks.export.precision import realised
 from engineworks.export.recipe import Recipe
@@ -140,9 +141,19 @@ def _graph_record(graph: "ModelProto", recipe: Recipe, cpu: bool) -> dict[str, o
         "opset": recipe.graph_opset,
         "nodes": len(graph.graph.node),
         "weights": _weights(graph),
+        **_multiply_adds(graph),
         "simplifier": "none" if recipe.simplify == "auto" else recipe.simplify,
         "cpu": CPU_GRAPH if cpu else GRAPH,
     }
+
+
+def _multiply_adds(graph: "ModelProto") -> dict[str, object]:
+    """Count one image's; nothing is recorded where the graph does not tell."""
+    batch = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1  # 0 where it is free
+    try:
+        return {"multiply_adds": multiply_adds(graph) // batch}
+    except ExportError:
+        return {}
 
 
 def _engine_record(engine: Engine) -> EngineRecord:

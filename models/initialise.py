@@ -29,7 +29,9 @@ class DrawsItself(Protocol):
         ...
 
 
-def initialise(module: nn.Module, shape: tuple[int, int, int], seed: int, *, batch: int = 6) -> None:
+def initialise(
+    module: nn.Module, shape: tuple[int, int, int], seed: int, *, batch: int = 6, spread: float = 1.0
+) -> None:
     """Draw all weights from a seed, run one pass that fits scales and statistics, and leave the module in evaluation.
 
     Args:
@@ -38,12 +40,13 @@ def initialise(module: nn.Module, shape: tuple[int, int, int], seed: int, *, bat
         seed: same seed, same weights; batch statistics and fitted scales may differ in the last bits between machines.
             The global random state is not touched.
         batch: how many synthetic images the pass sees, at least 2.
+        spread: their standard deviation, about; that of the inputs which the network is meant for.
     """
     generator = torch.Generator().manual_seed(seed)
     materialise(module)
     draw(module.modules(), generator)
     with torch.no_grad(), _fitting(module):
-        images = synthetic_images(batch, shape, generator)
+        images = synthetic_images(batch, shape, generator).mul_(spread)
         module(images.contiguous(memory_format=torch.channels_last))  # half the time of NCHW on a CPU
 
 

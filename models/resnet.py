@@ -1,8 +1,13 @@
-"""Residual networks, as torchvision lays them out, so that its checkpoints load strictly.
+"""Residual networks, as torchvision lays them out, so that its checkpoints load strictly; as published; and plain ones.
 
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, section 3.3 and table 1. Down-sampling
-shortcuts are 1x1 projections (option B of section 4.1). The bottleneck strides in its 3x3 convolution, where the
-paper strides in the first 1x1.
+shortcuts are 1x1 projections (option B of section 4.1). The bottleneck strides in its 3x3 convolution; that of
+``_paper`` in the first 1x1, as the authors' own networks do. ``plain18`` and ``plain34`` are the paper's counterparts
+without shortcuts.
+
+Table 1's multiply-adds, 1.8, 3.6, 3.8, 7.6 and 11.3 x 10^9, are met by 1.81, 3.66, 3.86, 7.57 and 11.28: 3.6 and 3.8
+look cut off where 7.6 and 11.3 are rounded. 3.6 is also what the 34 layers cost plain, or with option A (section 4.1),
+whose shortcuts are free: 3.64.
 """
 
 from __future__ import annotations
@@ -55,18 +60,41 @@ class BasicBlock(nn.Module):
         return result
 
 
+class PlainBlock(nn.Module):
+    """Two 3x3 convolutions and no shortcut (figure 3, middle)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _convolution(inputs, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu1 = nn.ReLU()
+        self.conv2 = _convolution(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, inputs, H, W)`` to ``(N, width, H / stride, W / stride)``."""
+        y = self.relu1(self.bn1(self.conv1(x)))
+        result: Tensor = self.relu2(self.bn2(self.conv2(y)))
+        return result
+
+
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions and a shortcut (figure 5, right); the stride is in the 3x3."""
 
     expansion = 4
+    stride_in_3x3 = True
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
         outputs = width * self.expansion
-        self.conv1 = _convolution(inputs, width, 1)
+        first, second = (1, stride) if self.stride_in_3x3 else (stride, 1)
+        self.conv1 = _convolution(inputs, width, 1, first)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu1 = nn.ReLU()
-        self.conv2 = _convolution(width, width, 3, stride)
+        self.conv2 = _convolution(width, width, 3, second)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu2 = nn.ReLU()
         self.conv3 = _convolution(width, outputs, 1)
@@ -88,17 +116,24 @@ class Bottleneck(nn.Module):
         return result
 
 
-def _stage(block: type[BasicBlock | Bottleneck], inputs: int, width: int, count: int, stride: int) -> nn.Sequential:
+class PaperBottleneck(Bottleneck):
+    """The bottleneck whose stride is in the first 1x1: the same weights, fewer multiply-adds."""
+
+    stride_in_3x3 = False
+
+
+Block = type[BasicBlock | PlainBlock | Bottleneck]
+
+
+def _stage(block: Block, inputs: int, width: int, count: int, stride: int) -> nn.Sequential:
     first = block(inputs, width, stride)
     return nn.Sequential(first, *(block(width * block.expansion, width, 1) for _ in range(count - 1)))
 
 
 class ResNet(nn.Module):
-    """A stem, four stages of residual blocks and a classifier (table 1)."""
+    """A stem, four stages of blocks and a classifier (table 1)."""
 
-    def __init__(
-        self, block: type[BasicBlock | Bottleneck], counts: tuple[int, int, int, int], classes: int = 1000
-    ) -> None:
+    def __init__(self, block: Block, counts: tuple[int, int, int, int], classes: int = 1000) -> None:
         super().__init__()
         self.conv1 = _convolution(3, 64, 7, 2)
         self.bn1 = nn.BatchNorm2d(64)
@@ -131,6 +166,46 @@ def resnet18() -> ResNet:
     return ResNet(BasicBlock, (2, 2, 2, 2))
 
 
+def resnet34() -> ResNet:
+    """Build ResNet-34 for the 1000 classes of ImageNet; 21,797,672 parameters."""
+    return ResNet(BasicBlock, (3, 4, 6, 3))
+
+
 def resnet50() -> ResNet:
     """Build ResNet-50 for the 1000 classes of ImageNet; 25,557,032 parameters."""
     return ResNet(Bottleneck, (3, 4, 6, 3))
+
+
+def resnet101() -> ResNet:
+    """Build ResNet-101 for the 1000 classes of ImageNet; 44,549,160 parameters."""
+    return ResNet(Bottleneck, (3, 4, 23, 3))
+
+
+def resnet152() -> ResNet:
+    """Build ResNet-152 for the 1000 classes of ImageNet; 60,192,808 parameters."""
+    return ResNet(Bottleneck, (3, 8, 36, 3))
+
+
+def resnet50_paper() -> ResNet:
+    """Build ResNet-50 as published, with the stride in the first 1x1; 25,557,032 parameters."""
+    return ResNet(PaperBottleneck, (3, 4, 6, 3))
+
+
+def resnet101_paper() -> ResNet:
+    """Build ResNet-101 as published, with the stride in the first 1x1; 44,549,160 parameters."""
+    return ResNet(PaperBottleneck, (3, 4, 23, 3))
+
+
+def resnet152_paper() -> ResNet:
+    """Build ResNet-152 as published, with the stride in the first 1x1; 60,192,808 parameters."""
+    return ResNet(PaperBottleneck, (3, 8, 36, 3))
+
+
+def plain18() -> ResNet:
+    """Build the plain network of 18 layers: ResNet-18 without shortcuts or projections; 11,515,688 parameters."""
+    return ResNet(PlainBlock, (2, 2, 2, 2))
+
+
+def plain34() -> ResNet:
+    """Build the plain network of 34 layers: ResNet-34 without shortcuts or projections; 21,623,848 parameters."""
+    return ResNet(PlainBlock, (3, 4, 6, 3))

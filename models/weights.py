@@ -223,7 +223,7 @@ def build_network(network: Network, state: State | None = None, *, seed: int = 0
     with torch.device("meta"):
         module = network.build()
     if state is None:
-        initialise(module, network.input_shape, seed)
+        initialise(module, network.input_shape, seed, spread=network.input_spread)
     else:
         load_state(module, state, optional=network.optional_keys)
         draw(materialise(module), torch.Generator().manual_seed(seed))

@@ -62,7 +62,7 @@ def describe(bundle: Bundle) -> Iterator[str]:
     yield _row("outputs", ", ".join(_tensor(tensor) for tensor in m.outputs) + f" ({m.scores})")
     yield _row("batch", f"{m.batch.min} to {m.batch.max}, usually {m.batch.opt}")
     nodes, opset, simplifier = (m.graph.get(key, "unknown") for key in ("nodes", "opset", "simplifier"))
-    yield _row("graph", f"{nodes} nodes, opset {opset}, simplifier {simplifier}")
+    yield _row("graph", f"{nodes} nodes, opset {opset}, simplifier {simplifier}{_cost(m.graph)}")
     yield from (_row("parity", _rung(rung)) for rung in m.parity)
     for engine in m.engines:
         layers = _counts(engine.layer_types)
@@ -86,6 +86,12 @@ def _printable(text: str) -> str:
 def _weights(m: Manifest) -> str:
     state = "" if m.weights.trained else "UNTRAINED, "
     return f"{state}{m.weights.origin}: {m.weights.detail}" + (f"; {m.weights.licence}" if m.weights.licence else "")
+
+
+def _cost(graph: Mapping[str, object]) -> str:
+    """Say the multiply-adds of one image, which older bundles do not record."""
+    number = graph.get("multiply_adds")
+    return f", {number:,} multiply-adds an image" if isinstance(number, int) else ""
 
 
 def _tensor(tensor: Tensor) -> str:

@@ -58,6 +58,30 @@ def test_parameters_are_counted_as_people_do(number: int, words: str) -> None:
     assert describe.count(number) == words
 
 
+def graph(batch: str | int, side: str | int) -> Any:
+    """One 1x1 convolution from 3 to 2 channels on 4 rows of pixels."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    return helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 4, side])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 2, 4, side])],
+            [numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float32), "w")],
+        )
+    )
+
+
+@pytest.mark.parametrize("batch", ["batch", 1, 5])
+def test_the_graphs_record_counts_the_multiply_adds_of_one_image(batch: str | int) -> None:
+    assert describe._graph_record(graph(batch, 5), Recipe("net"), False)["multiply_adds"] == 2 * 3 * 4 * 5
+
+
+def test_the_graphs_record_is_silent_where_a_size_is_free() -> None:
+    assert "multiply_adds" not in describe._graph_record(graph("batch", "side"), Recipe("net"), False)
+
+
 def test_a_rung_says_what_was_found_and_what_was_needed() -> None:
     rung = Rung("onnx-fp16", "pytorch-fp32", "y", 8, 0.1, 0.1, 1, 69.25, 0.875, 1, 61.9, "why")
     assert describe.rung_line(rung) == ("onnx-fp16", "69.2 dB against PyTorch (needs 61.9), top-1 agrees on 88%")

@@ -20,8 +20,12 @@ from engineworks.runtime.manifest import Batch
 
 pytestmark = pytest.mark.slow
 
-SMALL = Batch(1, 2, 2)
-NODES = {"googlenet": 139, "resnet18": 49, "resnet50": 122, "alexnet": 19, "vgg16": 37}
+SMALL = Batch(1, 2, 4)
+NODES = {
+    "alexnet": 19, "alexnet-paper": 21, "googlenet": 139, "googlenet-paper": 141, "plain34": 70, "resnet18": 49,
+    "resnet34": 89, "resnet50": 122, "resnet50-paper": 122, "resnet101": 241, "resnet152": 360, "resnet152-paper": 360,
+    "vgg11": 27, "vgg16": 37, "vgg19_bn": 43,
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +39,7 @@ def export(name: str, folder: Path, precision: Any = "fp32", engine: Any = "none
 
 @pytest.mark.parametrize("name", NODES)
 def test_a_graph_is_no_larger_than_it_need_be(name: str, tmp_path: Path) -> None:
-    bundle = export(name, tmp_path, batch=Batch(1, 1, 2) if name == "vgg16" else SMALL)
+    bundle = export(name, tmp_path, batch=Batch(1, 1, 2) if name.startswith("vgg") else SMALL)
     graph = onnx.ModelProto.FromString(bundle.read("model.onnx")).graph
     kinds = Counter(node.op_type for node in graph.node)
     assert len(graph.node) <= NODES[name]
@@ -43,9 +47,19 @@ def test_a_graph_is_no_larger_than_it_need_be(name: str, tmp_path: Path) -> None
     for node in graph.node:
         if node.op_type == "AveragePool":
             assert [item.ints for item in node.attribute if item.name == "kernel_shape"] != [[1, 1]]
-    parameters = sum(parameter.numel() for parameter in find(name).build().parameters())
-    assert bundle.manifest.model.parameters <= parameters
+    assert kinds["LRN"] == (2 if name in {"alexnet-paper", "googlenet-paper"} else 0)
+    assert bundle.manifest.graph["multiply_adds"] == find(name).multiply_adds
+    # no head is left that evaluation does not use; batch norms have become the biases of their convolutions
+    assert bundle.manifest.graph["weights"] <= find(name).parameters
     assert all(rung.sqnr_db is None or rung.sqnr_db > 90 for rung in bundle.manifest.parity)
+
+
+@pytest.mark.parametrize("name", ["googlenet-paper", "plain34"])
+def test_local_response_normalisation_and_depth_without_shortcuts_survive_fp16(name: str, tmp_path: Path) -> None:
+    bundle = export(name, tmp_path, "fp16")
+    half = [rung for rung in bundle.manifest.parity if rung.candidate == "onnx-fp16"]
+    assert {rung.batch for rung in half} == {1, 2, 4}
+    assert all(rung.required_db > 30 for rung in half), "a floor that would let anything pass"
 
 
 @pytest.mark.parametrize("name", ["googlenet", "resnet18"])

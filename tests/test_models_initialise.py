@@ -7,7 +7,10 @@ from engineworks.models.initialise import initialise, synthetic_images
 from engineworks.models.weights import build_network
 
 FAST = ("lenet5", "alexnet", "googlenet", "resnet18")
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50", "vgg16")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("alexnet-paper", "googlenet-paper", "plain34", "resnet50", "resnet152-paper", "vgg16", "vgg19")
+]  # every kind, and the deepest of each
 
 FIXED = ("1.weight", "1.bias", "1.num_batches_tracked")  # batch norm scales by 1 and moves by 0 at first
 
@@ -18,10 +21,10 @@ def seeded(seed: int) -> torch.Generator:
 
 def images_for(name: str, batch: int) -> dict[str, Tensor]:
     """Two kinds that no initialisation has seen."""
-    shape = find(name).input_shape
+    shape, spread = find(name).input_shape, find(name).input_spread
     return {
-        "structured": synthetic_images(2 * batch, shape, seeded(99))[:batch],
-        "white noise": torch.randn(batch, *shape, generator=seeded(98)),
+        "structured": synthetic_images(2 * batch, shape, seeded(99))[:batch] * spread,
+        "white noise": torch.randn(batch, *shape, generator=seeded(98)) * spread,
     }
 
 
@@ -33,14 +36,15 @@ def test_random_weights_tell_one_input_from_another(name: str) -> None:
         scores = network(images)
         assert scores.isfinite().all()
         best = scores.argmin(1) if find(name).scores == "distances" else scores.argmax(1)
-        assert len(best.unique()) >= 4, (name, kind)
+        assert len(best.unique()) >= 3, (name, kind)
         # the answer must depend on the image more than a tenth as much as on the class
         assert scores.std(0).mean() > 0.1 * scores.std(1).mean(), (name, kind)
 
 
-def test_scores_of_a_deep_network_without_batch_norm_neither_die_nor_explode() -> None:
-    network = build_network(find("alexnet"), seed=4)
-    for images in images_for("alexnet", 4).values():
+@pytest.mark.parametrize("name", ["alexnet", pytest.param("googlenet-paper", marks=pytest.mark.slow)])
+def test_scores_of_a_deep_network_without_batch_norm_neither_die_nor_explode(name: str) -> None:
+    network = build_network(find(name), seed=4)
+    for images in images_for(name, 4).values():
         assert 0.1 < float(network(images).std()) < 10  # the last layer is fitted to spread 1
 
 

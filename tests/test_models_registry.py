@@ -10,7 +10,11 @@ import pytest
 import engineworks.models
 from engineworks.models import NETWORKS, ModelError, Network, UnknownModelError, find
 
-NAMES = ("alexnet", "googlenet", "lenet5", "resnet18", "resnet50", "vgg16")
+NAMES = (
+    "alexnet", "alexnet-paper", "googlenet", "googlenet-paper", "lenet5", "plain18", "plain34", "resnet101",
+    "resnet101-paper", "resnet152", "resnet152-paper", "resnet18", "resnet34", "resnet50", "resnet50-paper", "vgg11",
+    "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn",
+)  # fmt: skip
 
 
 def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
@@ -56,7 +60,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest(asked: str, nearest: str) 
 
 
 def test_a_name_like_no_other_is_answered_with_all_names() -> None:
-    with pytest.raises(UnknownModelError, match=r"known: alexnet, googlenet, lenet5") as caught:
+    with pytest.raises(UnknownModelError, match=r"known: alexnet, alexnet-paper, googlenet,") as caught:
         find("zzz")
     assert caught.value.nearest == ()
 
@@ -119,6 +123,23 @@ def test_published_weights_carry_the_digest_of_their_file_name_and_an_honest_lic
             assert "BSD-3-Clause" in published.licence
             assert "non-commercial" in published.licence
             assert 50 < published.top1 < published.top5 < 100
+
+
+def test_weights_are_published_for_the_layouts_of_torchvision_and_for_them_alone() -> None:
+    without = {name for name in NAMES if find(name).published is None}
+    assert without == {name for name in NAMES if name.endswith("-paper") or name.startswith(("plain", "lenet"))}
+
+
+def test_as_published_inputs_keep_their_range_and_lose_their_mean() -> None:
+    for name in ("alexnet-paper", "googlenet-paper", "plain18", "resnet50-paper"):
+        network = find(name)
+        low, high = (
+            [(value / 255 - mean) / std for mean, std in zip(recipe["mean"], recipe["std"], strict=True)]
+            for recipe in [network.preprocessing]
+            for value in (0, 255)
+        )
+        assert [b - a for a, b in zip(low, high, strict=True)] == pytest.approx([255] * 3)
+        assert network.input_spread == pytest.approx(255 * 0.226, rel=0.01)  # what IMAGENET divides by
 
 
 def test_shipped_weights_are_packaged() -> None:

@@ -80,6 +80,13 @@ def test_a_bundle_that_says_little_is_still_described(make_bundle: Make, capsys:
     assert "  graph      unknown nodes, opset unknown, simplifier unknown" in capsys.readouterr().out.splitlines()
 
 
+def test_multiply_adds_are_shown_where_they_are_recorded(make_bundle: Make, capsys: Capture) -> None:
+    graph: dict[str, Any] = {"nodes": 3, "opset": 18, "simplifier": "none", "multiply_adds": 1_814_073_344}
+    assert main([str(make_bundle(graph=graph))]) == 0
+    line = "  graph      3 nodes, opset 18, simplifier none, 1,814,073,344 multiply-adds an image"
+    assert line in capsys.readouterr().out.splitlines()
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -139,7 +146,11 @@ TEXTS = st.text(max_size=8)
 
 
 @settings(max_examples=40)
-@given(st.dictionaries(st.sampled_from(["nodes", "opset", "simplifier", "else"]), st.none() | TEXTS | st.integers()))
+@given(
+    st.dictionaries(
+        st.sampled_from(["nodes", "opset", "simplifier", "multiply_adds", "else"]), st.none() | TEXTS | st.integers()
+    )
+)
 def test_whatever_a_manifest_says_of_its_graph_is_described(
     tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, graph: dict[str, Any]
 ) -> None:

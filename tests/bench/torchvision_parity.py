@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from engineworks.models.registry import NETWORKS
 from engineworks.models.weights import build_network
 
-FAMILIES = ("alexnet", "googlenet", "resnet18", "resnet50", "vgg16")
+NAMES = (
+    "alexnet", "googlenet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn",
+)  # fmt: skip
 # float32 sums in the same order on the same kernels: equal, or a few units in the last place of the largest value
 TOLERANCE = 1e-6
 
@@ -50,7 +53,7 @@ def compare(name: str) -> float:
 def main(names: list[str]) -> int:
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}")
     failed = False
-    for name in names or FAMILIES:
+    for name in names or NAMES:
         difference = compare(name)
         failed |= difference > TOLERANCE
         print(f"{name:10} strict both ways; largest difference {difference:.1e} of the largest output")
