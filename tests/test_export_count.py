@@ -18,7 +18,7 @@ from engineworks.runtime.manifest import Batch
 
 FAST = ("lenet5", "plain18", "googlenet-paper")
 # the whole exports of test_export_networks.py hold the others
-SLOW = ("resnet50", "resnet101-paper", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16_bn", "vgg19")
+SLOW = ("resnet101", "resnet101-paper", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16_bn", "vgg19")
 
 
 def model(nodes: list[Any], shape: list[Any], weights: Mapping[str, tuple[int, ...]], out: Any = None) -> ModelProto:
