@@ -167,6 +167,7 @@ def _notes(recipe: Recipe, engine: Engine | None, choice: Choice) -> list[str]:
     notes = ["the engine was compiled, not run: its outputs are compared where a GPU is"]
     notes += [f"passed over: {reason}" for reason in choice.passed_over]
     notes += [f"engine without {target}: {reason}" for target, reason in engine.left_out.items()]
+    notes += [f"the compiler warns: {warning}" for warning in engine.warnings]
     if recipe.precision == "fp32" and engine.tf32:
         notes.append("the engine's float32 layers may round operands to TF32 (11 bits): the compiler keeps that on")
     return notes

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engineworks.export import describe
-from engineworks.export.engine import Choice
+from engineworks.export.engine import Choice, Engine
 from engineworks.export.recipe import Recipe
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Rung, Weights
@@ -105,3 +105,15 @@ def test_a_date_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: s
     monkeypatch.setenv("SOURCE_DATE_EPOCH", text)
     with pytest.raises(ExportError, match="SOURCE_DATE_EPOCH: expected seconds since 1970"):
         describe._now()
+
+
+def test_what_the_compiler_left_out_or_warned_of_is_noted() -> None:
+    engine = Engine(
+        flavour="rtx", version="1.7.1", targets=("sm86",), left_out={"sm75": "FP32 GEMM is not supported"},
+        batch=(1, 2, 4), plan=b"", layers=1, layer_types={}, tf32=True, warnings=("a layout was changed",), seconds=0.1,
+    )  # fmt: skip
+    notes = describe._notes(Recipe("net"), engine, Choice("rtx", ("tensorrt is not installed",)))
+    assert notes[1:3] == ["passed over: tensorrt is not installed", "engine without sm75: FP32 GEMM is not supported"]
+    assert notes[3] == "the compiler warns: a layout was changed"
+    assert "TF32" in notes[4]
+    assert len(describe._notes(Recipe("net", precision="fp16"), engine, Choice("rtx"))) == 3, "FP16 has no TF32"
