@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from engineworks.export import cache, describe
 from engineworks.export.engine import Choice, Engine, choose_compiler, compile_engine
+from engineworks.export.interrupts import import_tools, interrupts_held_back
 from engineworks.export.precision import check_compiled
 from engineworks.export.recipe import Recipe
 from engineworks.export.source import OnDownload, Source, check_torch, resolve
@@ -77,7 +78,7 @@ def export_model(
     out = Path(out)
     check_target(out, force=force)
     check_torch()
-    choice = None if recipe.engine == "auto" else choose_compiler(recipe.engine, targets=recipe.targets)
+    choice = None if recipe.engine == "auto" else _choose(recipe)
     source = resolve(recipe, cache.cache_folder() / "weights", on_download)
     say("weights", describe.weights_line(source.weights), not source.weights.trained)
     if source.weights.origin == "file":
@@ -86,7 +87,7 @@ def export_model(
     found = _found(key, out, force, say) if use_cache else None
     if found is not None:
         return found
-    choice = choice or choose_compiler(recipe.engine, targets=recipe.targets)
+    choice = choice or _choose(recipe)
     job = Job(recipe, source, choice, say, on_progress)
     bundle = _make(job, out, force)
     if use_cache and not _failed(choice, recipe):
@@ -94,7 +95,13 @@ def export_model(
     return bundle
 
 
+def _choose(recipe: Recipe) -> Choice:
+    with interrupts_held_back():
+        return choose_compiler(recipe.engine, targets=recipe.targets)
+
+
 def _make(job: Job, out: Path, force: bool) -> Bundle:
+    import_tools()
     from engineworks.export.prove import export_graph
 
     module = job.source.build()
