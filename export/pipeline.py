@@ -195,6 +195,8 @@ def _found(key: str, out: Path, force: bool, say: Say) -> Bundle | None:
         raise BundleError(f"cannot write {out}: {error.strerror or error}. Nothing was left behind.") from error
     if bundle is not None:
         say("cache", f"the same export was made {bundle.manifest.created}; copied, every digest checked", False)
+        if not bundle.manifest.engines and bundle.manifest.recipe["engine"] != "none":
+            say("engine", "none in that bundle: no compiler was installed when it was made", True)
         _say_notes(bundle.manifest, say)
     return bundle
 

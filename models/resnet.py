@@ -18,7 +18,7 @@ from torch import Tensor, nn
 RESIDUAL_GAIN = 0.25
 """Where the last batch norm of a block starts. At 1, fifty untrained layers multiply every rounding error until an
 FP16 run keeps 30 dB of the answers; at 0 (Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 5.1) a fault in
-a block would change nothing; at a quarter 55 dB are kept, as in trained networks, and every block has its say."""
+a block would change nothing; at a quarter 55 dB are kept, and every block has its say."""
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:

@@ -396,3 +396,15 @@ def test_what_a_user_must_not_miss_is_said_again_on_a_hit(tmp_path: Path) -> Non
         said = list[tuple[str, str, bool]]()
         export_model(recipe, tmp_path / name, say=lambda *line, said=said: said.append(line))
         assert any(step == "note" and "TF32" in text and warning for step, text, warning in said)
+
+
+def test_a_hit_without_an_engine_says_so_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe("lenet5", batch=Batch(1, 2, 5))
+    monkeypatch.setattr(pipeline, "choose_compiler", lambda *_, **__: Choice(None, ("rtx is not installed",)))
+    monkeypatch.setattr(pipeline, "_failed", lambda *_: False)  # as where no compiler is installed
+    export_model(recipe, tmp_path / "first")
+    said: list[tuple[str, str, bool]] = []
+    export_model(recipe, tmp_path / "second", say=lambda *line: said.append(line))
+    assert [step for step, _, _ in said] == ["weights", "cache", "engine"]
+    assert said[2][1].startswith("none in that bundle")
+    assert said[2][2], "a warning, for --quiet too"
