@@ -6,6 +6,7 @@ The path, or ``--json``'s manifest, goes to stdout; all talk goes to stderr. Exi
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,36 @@ def main(argv: list[str] | None = None) -> int:
 @click.option(
     "--batch", metavar="MIN:OPT:MAX", default="1:8:32", show_default=True, help="Batch sizes to prove and build."
 )
+@click.option(
+    "--input",
+    "input_",
+    type=click.Choice(["float32", "uint8"]),
+    default="float32",
+    show_default=True,
+    help="uint8: take (N, H, W, C) pictures; the graph normalises.",
+)
+@click.option(
+    "--shape",
+    "shapes",
+    metavar="[NAME:]SIZES[:DTYPE]",
+    multiple=True,
+    help="An input, without the batch: 3x224x224, ids:12:int64. Repeat it for several.",
+)
+@click.option("--model-arg", "model_args", metavar="KEY=VALUE", multiple=True, help="For the factory; repeat it.")
+@click.option("--mean", metavar="R,G,B", help="Taken off pictures scaled to 0 … 1.")
+@click.option("--std", metavar="R,G,B", help="What they are divided by then.")
+@click.option("--resize", metavar="PIXELS|HxW", help="Length of a picture's shorter side, or both, before the crop.")
+@click.option("--interpolation", type=click.Choice(["bilinear", "bicubic", "nearest", "lanczos"]))
+@click.option("--labels", metavar="FILE", help="Class names, one a line.")
+@click.option("--samples", metavar="FILE.npz", help="Inputs to compare on, by name; default pictures of our own.")
+@click.option("--trust", is_flag=True, help="Load a .pt2 file, which holds a pickle.")
+@click.option(
+    "--route",
+    type=click.Choice(["auto", "fx", "dynamo"]),
+    default="auto",
+    show_default=True,
+    help="Out of PyTorch by our translation (fx), or by torch's exporter (dynamo).",
+)
 @click.option("--engine", type=click.Choice(["auto", "tensorrt", "rtx", "none"]), default="auto", show_default=True)
 @click.option("--target", metavar="SM,…", help="GPUs for the RTX engine, such as sm86,sm89; default all it supports.")
 @click.option("--opset", type=click.IntRange(18, 23), help="ONNX operator set; default 20, or 22 for --bf16.")
@@ -66,7 +97,11 @@ def main(argv: list[str] | None = None) -> int:
 @click.option("--list", "listing", is_flag=True, help="List the networks and stop.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
 def _command(**flags: Any) -> int:
-    """Export MODEL into a bundle: an ONNX graph proven against PyTorch, and a TensorRT engine built from it."""
+    """Export MODEL into a bundle: an ONNX graph proven against PyTorch, and a TensorRT engine built from it.
+
+    MODEL is a network of ours (--list), timm:NAME, torchvision:NAME, file.py:factory, package.module:factory,
+    net.onnx, or net.pt2.
+    """
     if flags["listing"]:
         from engineworks.export.listing import as_json, as_table
 
@@ -85,31 +120,50 @@ def _command(**flags: Any) -> int:
 
 def _recipe(flags: dict[str, Any]) -> "Recipe":
     """Turn flags into a recipe; contradictions are usage errors."""
-    from engineworks.export.recipe import Recipe, parse_batch
-    from engineworks.export.trt_targets import parse_targets
-    from engineworks.runtime.errors import EngineError, ExportError
+    from engineworks.export.recipe import Recipe
+    from engineworks.runtime.errors import ExportError
 
     asked = [name for name in _PRECISIONS if flags[name]]
     if not flags["model"]:
         raise click.UsageError("which MODEL? export-model --list shows them.")
     if len(asked) > 1:
         raise click.UsageError(f"--{asked[0]} and --{asked[1]} contradict each other; pass one.")
-    for name in ("target", "weights", "out"):
+    for name in ("target", "weights", "out", "labels", "samples"):
         if flags[name] == "":
             raise click.UsageError(f"--{name} is empty; leave it out, or give it a value.")
-    try:
-        batch = parse_batch(flags["batch"])
-        targets = parse_targets(flags["target"]) if flags["target"] else ()
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--batch") from error
-    except EngineError as error:
-        raise click.BadParameter(str(error), param_hint="--target") from error
     precision: Any = asked[0] if asked else "fp32"
-    same = {name: flags[name] for name in ("model", "weights", "engine", "simplify")}
+    same = ("model", "weights", "engine", "simplify", "route", "interpolation", "labels", "samples", "trust")
+    given = {name: flags[name] for name in same} | _parsed(flags)
     try:
-        return Recipe(precision=precision, batch=batch, opset=flags["opset"] or 0, targets=targets, **same)
+        return Recipe(precision=precision, opset=flags["opset"] or 0, input=flags["input_"], **given)
     except ExportError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _parsed(flags: dict[str, Any]) -> dict[str, Any]:
+    """Read the flags that have a form of their own."""
+    from engineworks.export.inputs import parse_shape
+    from engineworks.export.recipe import parse_batch, parse_model_arg, parse_numbers, parse_resize
+    from engineworks.export.trt_targets import parse_targets
+
+    return {
+        "batch": _read("--batch", parse_batch, flags["batch"]),
+        "targets": _read("--target", parse_targets, flags["target"]) or (),
+        "shapes": tuple(_read("--shape", parse_shape, text) for text in flags["shapes"]),
+        "model_args": tuple(_read("--model-arg", parse_model_arg, text) for text in flags["model_args"]),
+        "mean": _read("--mean", parse_numbers, flags["mean"]),
+        "std": _read("--std", parse_numbers, flags["std"]),
+        "resize": _read("--resize", parse_resize, flags["resize"]),
+    }
+
+
+def _read(flag: str, parse: Callable[[str], Any], text: str | None) -> Any:
+    from engineworks.runtime.errors import EngineError
+
+    try:
+        return None if text is None else parse(text)
+    except (ValueError, EngineError) as error:
+        raise click.BadParameter(str(error), param_hint=flag) from error
 
 
 def _export(recipe: "Recipe", flags: dict[str, Any]) -> int:

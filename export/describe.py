@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engineworks.export.cache import versions
 from engineworks.export.count import multiply_adds
 from engineworks.export.engine import Choice, Engine
+from engineworks.export.original import TITLES
 from engineworks.export.precision import realised
 from engineworks.export.recipe import Recipe
 from engineworks.export.source import Source
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from onnx import ModelProto, ValueInfoProto
-    from torch import nn
 
     from engineworks.export.parity import Yardstick
     from engineworks.export.prove import Proven
@@ -37,13 +37,10 @@ def count(number: int) -> str:
     return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number / 1e3:.1f} k"
 
 
-def parameters(module: "nn.Module") -> int:
-    """Count a module's parameters, buffers not among them."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def pictures_line(preprocessing: Mapping[str, Any]) -> str:
+def pictures_line(preprocessing: Mapping[str, Any] | None) -> str:
     """Say what a stranger's weights are taken to expect: nothing else would show that it is wrong."""
+    if preprocessing is None:
+        return "no --mean and --std: the bundle takes prepared arrays, and classifies no pictures"
     means, spreads = (", ".join(f"{value:.3g}" for value in preprocessing[key]) for key in ("mean", "std"))
     return f"taken to be normalised to a mean of {means} and a standard deviation of {spreads}"
 
@@ -55,17 +52,20 @@ def weights_line(weights: Weights) -> str:
     return f"UNTRAINED ({weights.detail}): its answers mean nothing. Pass --weights imagenet or --weights FILE."
 
 
-def graph_line(exported: "Exported", recipe: Recipe) -> str:
+def graph_line(exported: "Exported") -> str:
     """Say how large the graph is, and how it was made."""
     graph = exported.graph
-    size = f"{len(graph.graph.node)} nodes, {count(_weights(graph))} weights, opset {recipe.graph_opset}"
+    size = f"{len(graph.graph.node)} nodes, {count(_weights(graph))} weights, opset {_opset(graph)}"
     return f"{size}, by {exported.route}"
 
 
 def rung_line(rung: Rung) -> tuple[str, str]:
     """Say how a comparison went: the rung's name, and its figures at its largest batch."""
     found = "equal, bit for bit" if rung.sqnr_db is None else f"{rung.sqnr_db:.1f} dB"
-    return rung.candidate, f"{found} against PyTorch (needs {rung.required_db:.1f}), top-1 agrees on {rung.top1:.0%}"
+    return (
+        rung.candidate,
+        f"{found} against {TITLES[rung.reference]} (needs {rung.required_db:.1f}), top-1 agrees on {rung.top1:.0%}",
+    )
 
 
 def engine_line(engine: Engine | None, choice: Choice, recipe: Recipe) -> str:
@@ -87,21 +87,20 @@ def manifest(
     engine: Engine | None,
 ) -> Manifest:
     """Assemble the record of an export; the files are filled in when they are written."""
-    network = source.network
     graph = proven.graph
     return Manifest(
         name=recipe.name,
         created=_now(),
-        model=Model(network.name, network.family, network.paper, parameter_count),
+        model=Model(*source.model, parameter_count),
         weights=source.weights,
         precision=Precision(recipe.precision, realised(graph)),
         inputs=tuple(_tensor(value) for value in graph.graph.input),
         outputs=tuple(_tensor(value) for value in graph.graph.output),
-        scores=network.scores,
+        scores=source.scores,
         batch=recipe.batch,
-        preprocessing=dict(source.preprocessing),
-        labels=network.labels,
-        graph=_graph_record(graph, recipe, proven.cpu is not None),
+        preprocessing=None if source.preprocessing is None else dict(source.preprocessing),
+        labels=fitting_labels(source, recipe, graph),
+        graph=_graph_record(proven),
         parity=proven.rungs,
         engines=() if engine is None else (_engine_record(engine),),
         notes=(*proven.notes, *_notes(recipe, engine, choice)),
@@ -136,15 +135,34 @@ def npz(arrays: "Mapping[str, npt.NDArray[np.generic]]") -> bytes:
     return stream.getvalue()
 
 
-def _graph_record(graph: "ModelProto", recipe: Recipe, cpu: bool) -> dict[str, object]:
+def fitting_labels(source: Source, recipe: Recipe, graph: "ModelProto") -> tuple[str, ...]:
+    """Return the labels where the network has as many classes; a network's usual ones are dropped where it has not.
+
+    Raises:
+        ExportError: the user's own labels are of another number.
+    """
+    shapes = [[axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in graph.graph.output]
+    classes = shapes[0][1] if len(shapes) == 1 and len(shapes[0]) == 2 else None
+    if recipe.labels and len(source.labels) != classes:
+        raise ExportError(f"--labels: got {len(source.labels)} names for {classes or 'what is no'} classes.")
+    return source.labels if len(source.labels) == classes else ()
+
+
+def _graph_record(proven: "Proven") -> dict[str, object]:
+    graph = proven.graph
     return {
-        "opset": recipe.graph_opset,
+        "opset": _opset(graph),
         "nodes": len(graph.graph.node),
         "weights": _weights(graph),
         **_multiply_adds(graph),
-        "simplifier": "none" if recipe.simplify == "auto" else recipe.simplify,
-        "cpu": CPU_GRAPH if cpu else GRAPH,
+        "simplifier": proven.simplifier,
+        "route": proven.route,
+        "cpu": GRAPH if proven.cpu is None else CPU_GRAPH,
     }
+
+
+def _opset(graph: "ModelProto") -> int:
+    return next(int(entry.version) for entry in graph.opset_import if entry.domain in {"", "ai.onnx"})
 
 
 def _multiply_adds(graph: "ModelProto") -> dict[str, object]:

@@ -6,29 +6,35 @@ such as 1e-5 fails correct networks, and 1e-2 passes broken ones.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engineworks.export.original import PYTORCH, TITLES
 from engineworks.export.samples import rows
 from engineworks.runtime.backend import open_session
 from engineworks.runtime.compare import Agreement, agreement
 from engineworks.runtime.errors import ParityError
 from engineworks.runtime.manifest import Batch, Rung, Scores
 
-Floats = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 MARGIN_DB = 6.02  # twice the noise amplitude of the floor: one bit
 _DIGITS = 3
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What the original answers: the samples, its outputs for them, its outputs by batch size, and how they rank."""
+    """What the original answers: the samples, its outputs for them, its outputs by batch size, and how they rank.
 
-    inputs: Mapping[str, Floats]
-    reference: Sequence[Floats]
-    answers: Mapping[int, Sequence[Floats]]
+    ``title`` is what the original is called: a key of ``original.TITLES``.
+    """
+
+    inputs: Mapping[str, Array]
+    reference: Sequence[Array]
+    answers: Mapping[int, Sequence[Array]]
     scores: Scores
+    title: str = PYTORCH
 
 
 def batches(batch: Batch) -> list[int]:
@@ -64,14 +70,14 @@ def climb(
         results = session.run(inputs, list(outputs))
         for output, expected, got, floor in zip(outputs, answers, results, floors, strict=True):
             figures = agreement(expected, np.asarray(got, np.float32), yardstick.scores)
-            rung = _rung(name, output, batch, figures, floor)
+            rung = _rung((name, yardstick.title), output, batch, figures, floor)
             _check(rung, figures)
             rungs.append(rung)
     session.close()
     return tuple(rungs)
 
 
-def check_alive(answers: Sequence[Floats]) -> None:
+def check_alive(answers: Sequence[Array]) -> None:
     """Refuse an original whose answers say nothing: not finite, or the same whatever the input.
 
     Raises:
@@ -87,16 +93,16 @@ def check_alive(answers: Sequence[Floats]) -> None:
 def _check(rung: Rung, figures: Agreement) -> None:
     if not figures.sqnr_db >= rung.required_db:
         raise ParityError(
-            f"{rung.candidate}, batch {rung.batch}, output {rung.output}: {figures.sqnr_db:.1f} dB against PyTorch, "
-            f"needs {rung.required_db:.1f} ({rung.floor}); largest difference {figures.max_abs:.3g}, "
-            f"top-1 agrees on {figures.top1:.0%}. Nothing was written."
+            f"{rung.candidate}, batch {rung.batch}, output {rung.output}: {figures.sqnr_db:.1f} dB against "
+            f"{TITLES[rung.reference]}, needs {rung.required_db:.1f} ({rung.floor}); largest difference "
+            f"{figures.max_abs:.3g}, top-1 agrees on {figures.top1:.0%}. Nothing was written."
         )
 
 
-def _rung(name: str, output: str, batch: int, figures: Agreement, floor: tuple[float, str]) -> Rung:
+def _rung(names: tuple[str, str], output: str, batch: int, figures: Agreement, floor: tuple[float, str]) -> Rung:
     return Rung(
-        candidate=name,
-        reference="pytorch-fp32",
+        candidate=names[0],
+        reference=names[1],
         output=output,
         batch=batch,
         max_abs=_short(figures.max_abs),

@@ -7,31 +7,33 @@ beside the comparison of the graph that it is built from, for neither needs the 
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engineworks.export import cache, describe
 from engineworks.export.engine import Choice, Engine, choose_compiler, compile_engine
+from engineworks.export.factory import users_code
 from engineworks.export.interrupts import import_tools, interrupts_held_back
+from engineworks.export.original import Original, in_batches
 from engineworks.export.precision import check_compiled
 from engineworks.export.recipe import Recipe
-from engineworks.export.source import OnDownload, Source, check_torch, resolve
+from engineworks.export.source import OnDownload, Source, resolve
 from engineworks.export.trt_compilers import probe_gpu
 from engineworks.export.trt_journal import OnProgress
 from engineworks.runtime.bundle import Bundle, check_target, write_bundle
-from engineworks.runtime.errors import BundleError
+from engineworks.runtime.errors import BundleError, ExportError
 from engineworks.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
-    from torch import nn
+    import numpy.typing as npt
 
+    from engineworks.export.head import Head
     from engineworks.export.parity import Yardstick
     from engineworks.export.prove import Proven
     from engineworks.export.to_onnx import Exported
 
 Say = Callable[[str, str, bool], None]
-INPUT, OUTPUT = "input", "output"
 
 
 def _silent(step: str, text: str, warning: bool) -> None:
@@ -71,26 +73,28 @@ def export_model(
         on_download: told the bytes so far and in all, where weights are downloaded.
 
     Raises:
-        ExportError: the graph cannot be made, is not what was asked for, or does not agree with the original.
+        ExportError: the model cannot be found or built, the graph cannot be made, is not what was asked for, or does
+            not agree with the original.
         BundleError: ``out`` cannot be written.
         ModelError: no such network, or weights that do not fit or cannot be had.
     """
     out = Path(out)
     check_target(out, force=force)
-    check_torch()
     choice = None if recipe.engine == "auto" else _choose(recipe)
     source = resolve(recipe, cache.cache_folder() / "weights", on_download)
     say("weights", describe.weights_line(source.weights), not source.weights.trained)
-    if source.weights.origin == "file":
+    for words in source.said:
+        say("model", words, False)
+    if source.weights.origin in {"file", "factory"}:
         say("pictures", describe.pictures_line(source.preprocessing), False)
-    key = cache.key_of(recipe, source.identity, _host(recipe))
-    found = _found(key, out, force, say) if use_cache else None
+    key = cache.key_of(recipe, source.identity, _host(recipe)) if use_cache and source.identity else None
+    found = _found(key, out, force, say) if key else None
     if found is not None:
         return found
     choice = choice or _choose(recipe)
     job = Job(recipe, source, choice, say, on_progress)
     bundle = _make(job, out, force)
-    if use_cache and not _failed(choice, recipe):
+    if key and not _failed(choice, recipe):
         _keep(key, bundle, say)
     return bundle
 
@@ -102,37 +106,62 @@ def _choose(recipe: Recipe) -> Choice:
 
 def _make(job: Job, out: Path, force: bool) -> Bundle:
     import_tools()
-    from engineworks.export.prove import export_graph
+    from engineworks.export.head import seen_before
+    from engineworks.export.samples import samples_for
 
-    module = job.source.build()
-    job.say("build", f"{describe.count(describe.parameters(module))} parameters", False)
-    yardstick = _measure(module, job)
-    exported = export_graph(module, dict(yardstick.inputs), (OUTPUT,), job.recipe)
-    job.say("graph", describe.graph_line(exported, job.recipe), False)
-    proven, engine = _prove_and_compile(job, exported, yardstick)
+    original = job.source.open()
+    job.say("build", f"{describe.count(original.parameters)} parameters", False)
+    head = _head(job)
+    inputs = (seen_before(original.inputs[0]),) if head else original.inputs
+    samples, words = samples_for(inputs, job.source.preprocessing, job.recipe.samples)
+    job.say("inputs", f"{', '.join(map(str, inputs))}; compared on {words}", False)
+    yardstick, names = _measure(original, samples, head, job)
+    exported = original.export(head.behind(samples) if head else samples, names, job.recipe)
+    job.say("graph", describe.graph_line(exported), False)
+    if head is not None:
+        run = exported.run
+        exported = replace(exported, run=lambda arrays, kind: run(head.behind(arrays), kind))
+    proven, engine = _prove_and_compile(job, exported, yardstick, head)
     job.say(
         "engine", describe.engine_line(engine, job.choice, job.recipe), engine is None and job.recipe.engine != "none"
     )
-    manifest = describe.manifest(job.recipe, job.source, job.choice, describe.parameters(module), proven, engine)
+    manifest = describe.manifest(job.recipe, job.source, job.choice, original.parameters, proven, engine)
     _say_notes(manifest, job.say)
     return write_bundle(out, manifest, describe.files(manifest, proven, engine, yardstick), force=force)
 
 
-def _measure(module: "nn.Module", job: Job) -> "Yardstick":
-    """Ask the original for its answers at every batch size, and see that they say something."""
-    from engineworks.export.parity import Yardstick, batches, check_alive
-    from engineworks.export.reference import answer, answers_by_batch
-    from engineworks.export.samples import sample_inputs
+def _head(job: Job) -> "Head | None":
+    """Return what makes the graph take pictures as they are, where that was asked for."""
+    from engineworks.export.head import Head
     from engineworks.runtime.preprocessing import Preprocessing
 
-    samples = sample_inputs(Preprocessing.from_json(job.source.preprocessing))
-    reference = answer(module, {INPUT: samples})
-    check_alive(reference)
-    answers = answers_by_batch(module, {INPUT: samples}, reference, batches(job.recipe.batch))
-    return Yardstick({INPUT: samples}, reference, answers, job.source.network.scores)
+    if job.recipe.input == "float32":
+        return None
+    if job.source.preprocessing is None:
+        raise ExportError(f"--input uint8: how pictures are normalised for {job.source.model[0]} is not known.")
+    return Head(Preprocessing.from_json(job.source.preprocessing))
 
 
-def _prove_and_compile(job: Job, exported: "Exported", yardstick: "Yardstick") -> "tuple[Proven, Engine | None]":
+def _measure(
+    original: Original, samples: "dict[str, npt.NDArray[Any]]", head: "Head | None", job: Job
+) -> "tuple[Yardstick, tuple[str, ...]]":
+    """Ask the original for its answers at every batch size, and see that they say something; name its outputs."""
+    from engineworks.export.parity import Yardstick, batches, check_alive
+    from engineworks.export.reference import answers_by_batch, run_once
+
+    given, batch = head.behind(samples) if head else samples, job.recipe.batch
+    run = in_batches(original.run, batch.max) if batch.min == batch.max else original.run
+    with users_code(job.source.model[0]):
+        outputs = run_once(run, given)
+        reference = list(outputs.values())
+        check_alive(reference)
+        answers = answers_by_batch(run, given, reference, batches(batch))
+    return Yardstick(samples, reference, answers, job.source.scores, original.title), tuple(outputs)
+
+
+def _prove_and_compile(
+    job: Job, exported: "Exported", yardstick: "Yardstick", head: "Head | None"
+) -> "tuple[Proven, Engine | None]":
     """Compile the typed graph in a thread while it is compared with the original; either failure stops the other."""
     from engineworks.export.prove import prove
 
@@ -145,7 +174,12 @@ def _prove_and_compile(job: Job, exported: "Exported", yardstick: "Yardstick") -
 
         try:
             proven = prove(
-                exported, job.recipe, yardstick, compile_beside, lambda rung: job.say(*describe.rung_line(rung), False)
+                exported,
+                job.recipe,
+                yardstick,
+                compile_beside,
+                lambda rung: job.say(*describe.rung_line(rung), False),
+                head,
             )
             engine = builds[0].result() if builds else None
             if engine is not None:

@@ -1,16 +1,16 @@
 """From a module to a typed graph that is proven: every step's post-condition, and the figures of every rung."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from engineworks.calibration import LARGEST_FP16, SMALLEST_FP16, beyond_fp16, observe_ranges
 from engineworks.export.clean import clean, modules
 from engineworks.export.emitter import CannotTranslate
 from engineworks.export.half import HalfType, to_half
+from engineworks.export.head import Head, with_head
 from engineworks.export.parity import Yardstick, climb
 from engineworks.export.pools import remove_empty_pools
 from engineworks.export.precision import check_realised
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import nn
 
-Floats = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 Floors = list[tuple[float, str]]
 _FLOOR_ROWS = 4  # the floor's noise is averaged over every element of these rows' outputs
 _LEAST_DB = 20.0  # noise of a tenth of the answers: to be as good as that proves nothing
@@ -39,7 +39,8 @@ _NEAR = 0.25  # of FP16's range: worth a note, for other inputs may go further
 class Proven:
     """A typed graph, the figures that hold it to the original, and what a reader should know of it.
 
-    ``cpu`` is a graph for ONNX Runtime on the CPU where it has no kernels for the typed one, else None.
+    ``cpu`` is a graph for ONNX Runtime on the CPU where it has no kernels for the typed one, else None; ``route`` and
+    ``simplifier`` say how the graph came about.
     """
 
     graph: "ModelProto"
@@ -47,9 +48,13 @@ class Proven:
     cpu: bytes | None
     rungs: tuple[Rung, ...]
     notes: tuple[str, ...]
+    route: str
+    simplifier: str
 
 
-def export_graph(module: "nn.Module", inputs: dict[str, Floats], outputs: tuple[str, ...], recipe: Recipe) -> Exported:
+def export_graph(
+    module: "nn.Module", inputs: Mapping[str, Array], outputs: tuple[str, ...], recipe: Recipe
+) -> Exported:
     """Export the module and clean its graph; checked by ONNX's own checker.
 
     Raises:
@@ -57,15 +62,28 @@ def export_graph(module: "nn.Module", inputs: dict[str, Floats], outputs: tuple[
     """
     import torch
 
-    few = {name: rows(array, _within(2, recipe.batch)) for name, array in inputs.items()}
-    examples = {name: torch.from_numpy(array) for name, array in few.items()}
-    exported = _by_best_route(module, examples, outputs, recipe)
-    clean(exported.graph, recipe.model)
+    examples = {name: torch.from_numpy(array) for name, array in few_rows(inputs, recipe.batch).items()}
+    return finished(_by_best_route(module, examples, outputs, recipe), inputs, outputs, recipe)
+
+
+def few_rows(inputs: Mapping[str, Array], batch: Batch) -> dict[str, Array]:
+    """Return two rows of each input, or as few or many as the batch allows."""
+    return {name: rows(array, _within(2, batch)) for name, array in inputs.items()}
+
+
+def finished(exported: Exported, inputs: Mapping[str, Array], outputs: tuple[str, ...], recipe: Recipe) -> Exported:
+    """Clean and simplify a graph that a route gave, and check it with ONNX's own checker.
+
+    Raises:
+        ExportError: whatever the simplifier or the checker refuses.
+    """
+    name = recipe.spec.name
+    clean(exported.graph, name)
     remove_empty_pools(exported.graph)
-    graph = simplify(exported.graph, recipe.simplify, few)
-    clean(graph, recipe.model, known=modules(exported.graph))  # simplifiers drop what nodes carry, and leave marks
+    graph = simplify(exported.graph, recipe.simplify, few_rows(inputs, recipe.batch))
+    clean(graph, name, known=modules(exported.graph))  # simplifiers drop what nodes carry, and leave marks
     check(graph, tuple(inputs), outputs)
-    return replace(exported, graph=graph)
+    return replace(exported, graph=graph, simplifier="none" if recipe.simplify == "auto" else recipe.simplify)
 
 
 def _within(wanted: int, batch: Batch) -> int:
@@ -75,11 +93,21 @@ def _within(wanted: int, batch: Batch) -> int:
 def _by_best_route(
     module: "nn.Module", examples: "dict[str, torch.Tensor]", outputs: tuple[str, ...], recipe: Recipe
 ) -> Exported:
-    """Translate the module ourselves where that is certain; else take the stock route, and keep the reason."""
+    """Translate the module ourselves where that is certain; else take the stock route, and keep the reason.
+
+    Raises:
+        ExportError: the recipe wants one route alone, and that refuses.
+    """
+    if recipe.route == "dynamo":
+        return to_onnx(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset)
     try:
         graph, traced = translate(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset)
         return Exported(graph, rounded_trace(traced), "fx translation")
     except CannotTranslate as reason:
+        if recipe.route == "fx":
+            raise ExportError(
+                f"--route fx: our translation stops at {reason}. --route auto takes the other."
+            ) from reason
         exported = to_onnx(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset)
         return replace(exported, route=f"{exported.route} (fx translation stops at {reason})")
 
@@ -109,6 +137,7 @@ def prove(
     yardstick: Yardstick,
     on_typed: Callable[[bytes], None],
     say: Callable[[Rung], None],
+    head: Head | None = None,
 ) -> Proven:
     """Cast the graph as asked and compare every graph on the way with the original.
 
@@ -118,22 +147,25 @@ def prove(
         yardstick: what the original answers.
         on_typed: given the typed graph as soon as it stands, so that its engine can be compiled meanwhile.
         say: told the rung at the largest batch of each comparison.
+        head: what is put before the graph's input, in float32 whatever the precision; None for nothing.
 
     Raises:
         ExportError: a weight or a value beyond FP16's range, or a layer in another precision than asked.
         ParityError: a graph that does not answer as the original does.
     """
     few = {name: rows(array, _within(_FLOOR_ROWS, recipe.batch)) for name, array in yardstick.inputs.items()}
-    plain, outputs = exported.graph.SerializeToString(), [value.name for value in exported.graph.graph.output]
+    outputs = [value.name for value in exported.graph.graph.output]
+    whole = with_head(exported.graph, head)
+    plain = whole.SerializeToString()
     if recipe.precision == "fp32":
-        check_realised(exported.graph, "fp32")
+        check_realised(whole, "fp32")
         on_typed(plain)
         rungs = _climb(plain, "onnx-fp32", outputs, yardstick, _float32_floors(exported, few, yardstick), say)
-        return Proven(exported.graph, plain, None, rungs, ())
+        return Proven(whole, plain, None, rungs, (), exported.route, exported.simplifier)
     kind: HalfType = recipe.precision
     every = {name: rows(array, _within(len(array), recipe.batch)) for name, array in yardstick.inputs.items()}
     notes = _check_ranges(exported.graph, plain, every) if kind == "fp16" else ()
-    typed = to_half(exported.graph, kind)
+    typed = with_head(to_half(exported.graph, kind), head)
     check(typed, tuple(yardstick.inputs), tuple(outputs))
     check_realised(typed, kind)
     content = typed.SerializeToString()
@@ -142,7 +174,7 @@ def prove(
     rungs = _climb(plain, "onnx-fp32", outputs, yardstick, floors, say)
     cpu = _emulated(typed, kind)
     rungs += _climb(cpu or content, f"onnx-{kind}{'-emulated' if cpu else ''}", outputs, yardstick, half_floors, say)
-    return Proven(typed, content, cpu, rungs, notes)
+    return Proven(typed, content, cpu, rungs, notes, exported.route, exported.simplifier)
 
 
 def _climb(
@@ -168,7 +200,7 @@ def _emulated(typed: "ModelProto", kind: HalfType) -> bytes | None:
     return content
 
 
-def _floors(exported: Exported, few: dict[str, Floats], yardstick: Yardstick, kind: HalfType) -> tuple[Floors, Floors]:
+def _floors(exported: Exported, few: dict[str, Array], yardstick: Yardstick, kind: HalfType) -> tuple[Floors, Floors]:
     """Return the floors of float32 and of ``kind``, each with its source in words."""
     half = _half_floors(exported, few, yardstick, kind)
     if not all(floor >= _LEAST_DB for floor in half):
@@ -179,7 +211,7 @@ def _floors(exported: Exported, few: dict[str, Floats], yardstick: Yardstick, ki
     return _gained(exported, half, kind), [(floor, f"{kind} rounding of the original") for floor in half]
 
 
-def _float32_floors(exported: Exported, few: dict[str, Floats], yardstick: Yardstick) -> Floors:
+def _float32_floors(exported: Exported, few: dict[str, Array], yardstick: Yardstick) -> Floors:
     """Return the floors of float32 alone, from a half type that can carry the network: FP16, or BF16 for its range."""
     half = _half_floors(exported, few, yardstick, "fp16")
     if all(floor >= _LEAST_DB for floor in half):
@@ -187,7 +219,7 @@ def _float32_floors(exported: Exported, few: dict[str, Floats], yardstick: Yards
     return _gained(exported, _half_floors(exported, few, yardstick, "bf16"), "bf16")
 
 
-def _half_floors(exported: Exported, few: dict[str, Floats], yardstick: Yardstick, kind: HalfType) -> list[float]:
+def _half_floors(exported: Exported, few: dict[str, Array], yardstick: Yardstick, kind: HalfType) -> list[float]:
     size = len(next(iter(few.values())))
     exact = yardstick.answers.get(size) or [rows(output, size) for output in yardstick.reference]
     return noise_floor(exported.run, few, exact, kind)
@@ -198,7 +230,7 @@ def _gained(exported: Exported, half: list[float], kind: HalfType) -> Floors:
     return [(float32_floor(floor, kind, exported.graph), words) for floor in half]
 
 
-def _check_ranges(graph: "ModelProto", content: bytes, few: dict[str, Floats]) -> tuple[str, ...]:
+def _check_ranges(graph: "ModelProto", content: bytes, few: dict[str, Array]) -> tuple[str, ...]:
     """Refuse values that FP16 cannot hold, by layer; note those that come near its ends.
 
     Raises:

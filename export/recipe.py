@@ -1,14 +1,21 @@
 """What was asked for: the flags of export-model as one value, checked before any work begins."""
 
+import ast
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import Any, Literal, get_args
 
+from engineworks.export.inputs import InputSpec
+from engineworks.export.spec import Spec, parse_model
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Batch
 
 PrecisionName = Literal["fp32", "fp16", "bf16"]
 EngineName = Literal["auto", "tensorrt", "rtx", "none"]
 Simplifier = Literal["auto", "onnxsim", "onnxslim", "none"]
+RouteName = Literal["auto", "fx", "dynamo"]
+InputName = Literal["float32", "uint8"]
+Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
 DEFAULT_BATCH = Batch(1, 8, 32)
 OLDEST_OPSET, NEWEST_OPSET = 18, 23
 LARGEST_BATCH = 65536  # it is really run; beyond this a slip of the finger is likelier than a wish
@@ -16,11 +23,24 @@ LARGEST_BATCH = 65536  # it is really run; beyond this a slip of the finger is l
 
 @dataclass(frozen=True)
 class Recipe:
-    """One export: the model's name, the precision, and how to get there.
+    """One export: the model, the precision, and how to get there.
 
-    ``weights`` is None (shipped, else a seed), ``imagenet``, or a file's path. ``targets`` is empty for all that the
-    compiler supports. ``opset`` 0 takes the default of the precision: 20, or 22 for BF16, which ONNX defines for
-    convolutions from 22 on.
+    Attributes:
+        model: a network of ours, ``timm:NAME``, ``torchvision:NAME``, ``file.py:factory``, ``package.module:factory``,
+            a ``.onnx`` or a ``.pt2`` file.
+        weights: None for those that come with it (shipped, the factory's own, else from a seed), ``imagenet`` for the
+            published ones, or a file's path.
+        opset: 0 takes the default of the precision: 20, or 22 for BF16, which ONNX defines for convolutions from 22
+            on; a ``.onnx`` file keeps its own.
+        targets: empty for all that the compiler supports.
+        route: how PyTorch is left: ``fx`` is our own translation, ``dynamo`` torch.export and the stock converter,
+            ``auto`` the first where it is certain, else the second.
+        input: ``uint8`` takes pictures as they are, ``(N, H, W, C)``, and normalises them inside the graph.
+        model_args: keyword arguments of the factory, or of the network's builder.
+        shapes: inputs, where they are not known, or to be others than usual.
+        mean, std, resize, interpolation: what replaces that part of the preprocessing; None leaves it.
+        labels, samples: files: class names, one a line; ``.npz`` of inputs to compare on, by name.
+        trust: load a ``.pt2`` file, which holds a pickle.
     """
 
     model: str
@@ -31,17 +51,26 @@ class Recipe:
     engine: EngineName = "auto"
     targets: tuple[str, ...] = ()
     simplify: Simplifier = "auto"
+    route: RouteName = "auto"
+    input: InputName = "float32"
+    model_args: tuple[tuple[str, Any], ...] = ()
+    shapes: tuple[InputSpec, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    resize: int | tuple[int, int] | None = None
+    interpolation: Interpolation | None = None
+    labels: str | None = None
+    samples: str | None = None
+    trust: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself.
 
         Raises:
-            ExportError: an unknown word, targets for a compiler that takes none, or an operator set outside 18 to 23
-                (for BF16, 22 to 23).
+            ExportError: an unknown word, targets for a compiler that takes none, an operator set outside 18 to 23
+                (for BF16, 22 to 23), or a flag that this kind of model has no use for.
         """
-        for name, kinds in (("precision", PrecisionName), ("engine", EngineName), ("simplify", Simplifier)):
-            if getattr(self, name) not in get_args(kinds):
-                raise ExportError(f"{name}: expected one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}.")
+        self._check_words()
         if self.targets and self.engine in {"none", "tensorrt"}:
             why = "builds no engine" if self.engine == "none" else "compiles for this host's GPU alone"
             raise ExportError(f"--target and --engine {self.engine} contradict each other: that {why}.")
@@ -50,11 +79,44 @@ class Recipe:
             raise ExportError(
                 f"--opset {self.opset} and --{self.precision}: expected an opset of {oldest} to {NEWEST_OPSET}."
             )
+        self._check_kind()
+
+    def _check_words(self) -> None:
+        words = {"precision": PrecisionName, "engine": EngineName, "simplify": Simplifier, "route": RouteName}
+        for name, kinds in (words | {"input": InputName}).items():
+            if getattr(self, name) not in get_args(kinds):
+                raise ExportError(f"{name}: expected one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}.")
+        if (self.mean is None) != (self.std is None):
+            raise ExportError("--mean and --std belong together; pass both.")
+        if self.std is not None and not all(self.std):
+            raise ExportError(f"--std: expected numbers other than 0, got {self.std}.")
+
+    def _check_kind(self) -> None:
+        """Refuse flags that this kind of model has no use for: to pass them over would be silent."""
+        kind = self.spec.kind
+        if self.trust and kind != "pt2":
+            raise ExportError("--trust is for .pt2 files alone, which hold a pickle.")
+        if kind in {"onnx", "pt2"}:
+            for flag, value in (("weights", self.weights), ("model-arg", self.model_args)):
+                if value:
+                    raise ExportError(f"--{flag} and {self.spec.shown} contradict each other: the file holds them.")
+            if self.route == "fx" or (kind == "onnx" and self.route != "auto"):
+                raise ExportError(f"--route {self.route}: {self.spec.shown} is no module that could take it.")
+        if kind == "python" and self.weights == "imagenet":
+            raise ExportError("--weights imagenet: none were published for a network of your own. Pass --weights FILE.")
+        known = self.mean is not None or kind in {"registry", "timm", "torchvision"}
+        if not known and (self.resize is not None or self.interpolation is not None or self.input == "uint8"):
+            raise ExportError("--resize, --interpolation and --input uint8 need --mean and --std for this model.")
+
+    @property
+    def spec(self) -> Spec:
+        """``model``, taken apart."""
+        return parse_model(self.model)
 
     @property
     def name(self) -> str:
         """The bundle's usual name, such as ``googlenet-fp16``."""
-        return f"{self.model}-{self.precision}"
+        return f"{self.spec.name}-{self.precision}"
 
     @property
     def graph_opset(self) -> int:
@@ -62,13 +124,19 @@ class Recipe:
         return self.opset or (22 if self.precision == "bf16" else 20)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, as they stand in the manifest; a weights file is named without its folder."""
+        """Return plain JSON values, as they stand in the manifest; files are named without their folders."""
         content = asdict(self)
-        content["targets"] = list(self.targets)
-        content["opset"] = self.graph_opset
-        if self.weights is not None:
-            content["weights"] = self.weights.rsplit("/", 1)[-1]
+        content |= {"model": self.spec.shown, "opset": self.graph_opset, "targets": list(self.targets)}
+        content["model_args"] = {name: repr(value) for name, value in self.model_args}
+        content["shapes"] = [f"{shape.name}:{'x'.join(map(str, shape.shape))}:{shape.dtype}" for shape in self.shapes]
+        content |= {name: _listed(content[name]) for name in ("mean", "std", "resize")}
+        for name in ("weights", "labels", "samples"):
+            content[name] = content[name] and PurePath(content[name]).name
         return content
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def parse_batch(text: str) -> Batch:
@@ -84,3 +152,43 @@ def parse_batch(text: str) -> Batch:
     if not 1 <= numbers[0] <= numbers[1] <= numbers[2] <= LARGEST_BATCH:
         raise ValueError(f"expected 1 ≤ MIN ≤ OPT ≤ MAX ≤ {LARGEST_BATCH}, got {text!r}")
     return Batch(*numbers)
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """Read one number for every channel, or one for all: ``0.485,0.456,0.406``.
+
+    Raises:
+        ValueError: not one or three finite numbers.
+    """
+    numbers = tuple(float(part) for part in text.split(","))
+    if len(numbers) not in {1, 3} or not all(abs(number) < float("inf") for number in numbers):
+        raise ValueError(f"expected one number or three, such as 0.485,0.456,0.406; got {text!r}")
+    return numbers
+
+
+def parse_resize(text: str) -> int | tuple[int, int]:
+    """Read the length of the shorter side, or ``HEIGHTxWIDTH``.
+
+    Raises:
+        ValueError: neither.
+    """
+    parts = text.split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and 1 <= int(part) <= 65536 for part in parts):
+        raise ValueError(f"expected a number of pixels, or HEIGHTxWIDTH; got {text!r}")
+    sizes = [int(part) for part in parts]
+    return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+def parse_model_arg(text: str) -> tuple[str, Any]:
+    """Read ``KEY=VALUE``: a Python literal where it is one (numbers, None, True, lists), else the text itself.
+
+    Raises:
+        ValueError: no key that Python could take.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise ValueError(f"expected KEY=VALUE, got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return key, value

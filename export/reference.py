@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from engineworks.export.half import HalfType
+from engineworks.export.inputs import DTYPES
 from engineworks.export.samples import rows
+from engineworks.export.signature import named_outputs
 from engineworks.runtime.compare import sqnr
-from engineworks.runtime.errors import ParityError
+from engineworks.runtime.errors import ExportError, ParityError
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from torch import fx
     from torch.export import ExportedProgram
 
-Floats = npt.NDArray[np.float32]
-RoundedRun = Callable[[Mapping[str, Floats], HalfType], list[Floats]]
+Array = npt.NDArray[Any]
+RoundedRun = Callable[[Mapping[str, Array], HalfType], list[Array]]
 """Runs the original on named inputs with every tensor, weights among them, rounded to a type; gives its outputs."""
 
 _SIGNIFICAND = {"fp32": 24, "fp16": 11, "bf16": 8}  # bits, the hidden one included (IEEE 754-2019, table 3.5)
@@ -32,23 +34,41 @@ _SAME_DB = 90.0  # 15 bits: above what other sums in float32 cost a deep network
 _DB_PER_BIT = 20 * math.log10(2)
 
 
-def answer(module: "torch.nn.Module", inputs: Mapping[str, Floats]) -> list[Floats]:
-    """Run the original in float32; its outputs, flattened in the order of ``forward``."""
+def run_once(run: Callable[..., Any], inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Run the original; its outputs by name (``signature.named_outputs``).
+
+    Raises:
+        ExportError: it returns something else than tensors whose first axis is the batch, of a dtype that is exported.
+    """
+    import torch
+
+    rows_given = len(next(iter(inputs.values())))
+    with torch.inference_mode():
+        result = run(*(torch.tensor(array) for array in inputs.values()))  # a copy: forward may work in place
+    named = named_outputs(result, rows_given, tuple(inputs))
+    for name, tensor in named.items():
+        if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
+            raise ExportError(f"output {name}: {tensor.dtype} is not exported; return one of {', '.join(DTYPES)}.")
+    return {name: tensor.numpy() for name, tensor in named.items()}
+
+
+def answer(run: Callable[..., Any], inputs: Mapping[str, Array]) -> list[Array]:
+    """Run the original, a module or what is called like one; its outputs, flattened in the order of ``forward``."""
     import torch
     from torch.utils._pytree import tree_leaves
 
     with torch.inference_mode():
-        result = module(*(torch.tensor(array) for array in inputs.values()))  # a copy: forward may work in place
-    return [leaf.numpy() for leaf in tree_leaves(result)]
+        result = run(*(torch.tensor(array) for array in inputs.values()))  # a copy: forward may work in place
+    return [leaf.numpy() for leaf in tree_leaves(result) if leaf is not None]
 
 
 def answers_by_batch(
-    module: "torch.nn.Module", inputs: Mapping[str, Floats], reference: Sequence[Floats], sizes: Sequence[int]
-) -> dict[int, list[Floats]]:
+    run: Callable[..., Any], inputs: Mapping[str, Array], reference: Sequence[Array], sizes: Sequence[int]
+) -> dict[int, list[Array]]:
     """Return what the original answers at each batch size, its samples repeated or cut to that many rows.
 
     Args:
-        module: the original.
+        run: the original.
         inputs: the samples.
         reference: its outputs for them.
         sizes: the batch sizes.
@@ -61,11 +81,11 @@ def answers_by_batch(
         ParityError: a row's answer depends on the rows beside it, so that a free batch means nothing.
     """
     count = len(next(iter(inputs.values())))
-    smallest = list(reference) if count == min(sizes) else _at(module, inputs, min(sizes))
+    smallest = list(reference) if count == min(sizes) else _at(run, inputs, min(sizes))
     repeated = {size: [rows(output, size) for output in reference] for size in sizes}
     apart = [*zip(repeated[min(sizes)], smallest, strict=True)]
     if min(sizes) >= count:  # all samples are in it: only other neighbours would show
-        two = _at(module, {name: array[:2] for name, array in inputs.items()}, min(sizes))
+        two = _at(run, {name: array[:2] for name, array in inputs.items()}, min(sizes))
         apart += zip([rows(output[:2], min(sizes)) for output in reference], two, strict=True)
     alone = all(signal.shape == other.shape and sqnr(signal, other) > _SAME_DB for signal, other in apart)
     if not alone and len(sizes) > 1:
@@ -73,11 +93,11 @@ def answers_by_batch(
     return repeated | {min(sizes): smallest}
 
 
-def _at(module: "torch.nn.Module", inputs: Mapping[str, Floats], size: int) -> list[Floats]:
-    return answer(module, {name: rows(array, size) for name, array in inputs.items()})
+def _at(run: Callable[..., Any], inputs: Mapping[str, Array], size: int) -> list[Array]:
+    return answer(run, {name: rows(array, size) for name, array in inputs.items()})
 
 
-def noise_floor(run: RoundedRun, inputs: Mapping[str, Floats], exact: Sequence[Floats], kind: HalfType) -> list[float]:
+def noise_floor(run: RoundedRun, inputs: Mapping[str, Array], exact: Sequence[Array], kind: HalfType) -> list[float]:
     """Return for each output the decibels at which rounding every tensor to ``kind`` leaves it; inf where exact.
 
     Args:
@@ -113,7 +133,7 @@ def rounded_program(program: "ExportedProgram") -> RoundedRun:
     import torch
     from torch.export.graph_signature import InputKind
 
-    def run(inputs: Mapping[str, Floats], kind: HalfType) -> list[Floats]:
+    def run(inputs: Mapping[str, Array], kind: HalfType) -> list[Array]:
         given, held = iter(inputs.values()), {**program.state_dict, **program.constants}
         lined_up = [
             torch.from_numpy(next(given)) if spec.kind == InputKind.USER_INPUT else held[str(spec.target)]
@@ -132,7 +152,7 @@ def rounded_trace(traced: "fx.GraphModule") -> RoundedRun:
     import torch
     from torch.utils._pytree import tree_leaves
 
-    def run(inputs: Mapping[str, Floats], kind: HalfType) -> list[Floats]:
+    def run(inputs: Mapping[str, Array], kind: HalfType) -> list[Array]:
         held = [*traced.parameters(), *traced.buffers()]
         with torch.no_grad():
             memo = {id(tensor): _rounded(tensor.detach(), kind) for tensor in held}

@@ -28,11 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Exported:
-    """A float32 graph, the original's rounded run (``reference.RoundedRun``), and how the graph was made, in words."""
+    """A float32 graph, the original's rounded run (``reference.RoundedRun``), and how the graph was made, in words.
+
+    ``simplifier`` is the library that simplified it, or ``none``.
+    """
 
     graph: "onnx.ModelProto"
     run: RoundedRun
     route: str
+    simplifier: str = "none"
 
 
 def to_onnx(
@@ -64,6 +68,25 @@ def to_onnx(
     program = _capture(folded, inputs, batch)
     _check_sizes(program)
     _check_range(program, batch)
+    return from_program(program, tuple(inputs), outputs, batch=batch, opset=opset)
+
+
+def from_program(
+    program: "ExportedProgram", inputs: tuple[str, ...], outputs: tuple[str, ...], *, batch: Batch, opset: int
+) -> Exported:
+    """Convert a program that holds for the batch range.
+
+    Args:
+        program: of ``torch.export``.
+        inputs: names for its inputs, in order.
+        outputs: names for its outputs, in order.
+        batch: fixed where min and max are equal, else free.
+        opset: ONNX operator set, 18 to 23.
+
+    Raises:
+        ExportError: randomness, training mode, state, sizes that depend on the data, or what the converter refuses.
+    """
+    _check_sizes(program)
     _check_deterministic(program)
     _check_stateless(program)
     return Exported(_convert(program, inputs, outputs, batch, opset), rounded_program(program), "torch.export")
@@ -141,7 +164,7 @@ def _check_deterministic(program: "ExportedProgram") -> None:
 
 
 def _convert(
-    program: "ExportedProgram", inputs: "dict[str, torch.Tensor]", outputs: tuple[str, ...], batch: Batch, opset: int
+    program: "ExportedProgram", inputs: tuple[str, ...], outputs: tuple[str, ...], batch: Batch, opset: int
 ) -> "onnx.ModelProto":
     import torch
 

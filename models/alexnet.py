@@ -56,9 +56,9 @@ class AlexNet(nn.Module):
         return logits
 
 
-def alexnet() -> AlexNet:
-    """Build AlexNet for the 1000 classes of ImageNet."""
-    return AlexNet()
+def alexnet(num_classes: int = 1000) -> AlexNet:
+    """Build AlexNet, by default for the 1000 classes of ImageNet."""
+    return AlexNet(classes=num_classes)
 
 
 def _normalise() -> nn.LocalResponseNorm:
@@ -122,10 +122,10 @@ class AlexNetPaper(nn.Module):
         return logits
 
 
-def alexnet_paper() -> AlexNetPaper:
-    """Build AlexNet as published in 2012 for the 1000 classes of ImageNet.
+def alexnet_paper(num_classes: int = 1000) -> AlexNetPaper:
+    """Build AlexNet as published in 2012, by default for the 1000 classes of ImageNet.
 
     Against ``alexnet``: 96 to 256 maps in two groups (there 64, 192 in one), local response normalisation, no padding
     in the first layer, 227 x 227 images.
     """
-    return AlexNetPaper()
+    return AlexNetPaper(classes=num_classes)

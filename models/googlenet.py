@@ -178,15 +178,15 @@ class GoogLeNetPaper(GoogLeNet):
         return y
 
 
-def googlenet() -> GoogLeNet:
-    """Build GoogLeNet for the 1000 classes of ImageNet, with its auxiliary classifiers."""
-    return GoogLeNet()
+def googlenet(num_classes: int = 1000) -> GoogLeNet:
+    """Build GoogLeNet, by default for the 1000 classes of ImageNet, with its auxiliary classifiers."""
+    return GoogLeNet(classes=num_classes)
 
 
-def googlenet_paper() -> GoogLeNetPaper:
-    """Build GoogLeNet as published for the 1000 classes of ImageNet.
+def googlenet_paper(num_classes: int = 1000) -> GoogLeNetPaper:
+    """Build GoogLeNet as published, by default for the 1000 classes of ImageNet.
 
     Against ``googlenet``: local response normalisation and biases instead of batch normalisation, true 5x5
     convolutions, 3x3 poolings throughout, dropout 40 %, auxiliary classifiers behind 5x5 average pooling, stride 3.
     """
-    return GoogLeNetPaper()
+    return GoogLeNetPaper(classes=num_classes)

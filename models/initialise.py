@@ -130,7 +130,12 @@ def _fitting(module: nn.Module) -> Iterator[None]:
 
 
 def _fit(layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Move each output channel to mean 0 and the layer to spread 1, in its weights, and in this output too."""
+    """Move each output channel to mean 0 and the layer to spread 1, in its weights, and in this output too.
+
+    A linear layer on other than rows (tokens, channels last) is left as it is: its channels are not the second axis.
+    """
+    if isinstance(layer, nn.Linear) and output.dim() != 2:
+        return output
     weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
     others = [axis for axis in range(output.dim()) if axis != 1]
     variance, mean = torch.var_mean(output, others, keepdim=True)

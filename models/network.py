@@ -9,7 +9,7 @@ import importlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,7 @@ class Network:
     ``parameters`` are those that evaluation uses: auxiliary classifiers are not among them. ``multiply_adds`` are those
     of the convolutions and matrix products of the exported graph for one image of ``input_shape``, biases not counted.
     ``input_spread`` is the standard deviation, about, of its inputs: random weights are drawn to suit it.
+    ``arguments`` are keyword arguments for the builder, such as ``num_classes``.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Network:
     shipped: str | None = None
     optional_keys: tuple[str, ...] = ()
     input_spread: float = 1.0
+    arguments: tuple[tuple[str, Any], ...] = ()
 
     def build(self) -> torch.nn.Module:
         """Build the network with torch's own random weights, in training mode.
@@ -87,7 +89,7 @@ class Network:
         ``engineworks.models.weights.build_network`` is the faster way to one that is ready to run.
         """
         module, _, function = self.builder.partition(":")
-        built: torch.nn.Module = getattr(importlib.import_module(module), function)()
+        built: torch.nn.Module = getattr(importlib.import_module(module), function)(**dict(self.arguments))
         return built
 
     @property

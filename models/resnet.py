@@ -161,51 +161,51 @@ class ResNet(nn.Module):
         return logits
 
 
-def resnet18() -> ResNet:
-    """Build ResNet-18 for the 1000 classes of ImageNet; 11,689,512 parameters."""
-    return ResNet(BasicBlock, (2, 2, 2, 2))
+def resnet18(num_classes: int = 1000) -> ResNet:
+    """Build ResNet-18, by default for the 1000 classes of ImageNet; 11,689,512 parameters."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), classes=num_classes)
 
 
-def resnet34() -> ResNet:
-    """Build ResNet-34 for the 1000 classes of ImageNet; 21,797,672 parameters."""
-    return ResNet(BasicBlock, (3, 4, 6, 3))
+def resnet34(num_classes: int = 1000) -> ResNet:
+    """Build ResNet-34, by default for the 1000 classes of ImageNet; 21,797,672 parameters."""
+    return ResNet(BasicBlock, (3, 4, 6, 3), classes=num_classes)
 
 
-def resnet50() -> ResNet:
-    """Build ResNet-50 for the 1000 classes of ImageNet; 25,557,032 parameters."""
-    return ResNet(Bottleneck, (3, 4, 6, 3))
+def resnet50(num_classes: int = 1000) -> ResNet:
+    """Build ResNet-50, by default for the 1000 classes of ImageNet; 25,557,032 parameters."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), classes=num_classes)
 
 
-def resnet101() -> ResNet:
-    """Build ResNet-101 for the 1000 classes of ImageNet; 44,549,160 parameters."""
-    return ResNet(Bottleneck, (3, 4, 23, 3))
+def resnet101(num_classes: int = 1000) -> ResNet:
+    """Build ResNet-101, by default for the 1000 classes of ImageNet; 44,549,160 parameters."""
+    return ResNet(Bottleneck, (3, 4, 23, 3), classes=num_classes)
 
 
-def resnet152() -> ResNet:
-    """Build ResNet-152 for the 1000 classes of ImageNet; 60,192,808 parameters."""
-    return ResNet(Bottleneck, (3, 8, 36, 3))
+def resnet152(num_classes: int = 1000) -> ResNet:
+    """Build ResNet-152, by default for the 1000 classes of ImageNet; 60,192,808 parameters."""
+    return ResNet(Bottleneck, (3, 8, 36, 3), classes=num_classes)
 
 
-def resnet50_paper() -> ResNet:
+def resnet50_paper(num_classes: int = 1000) -> ResNet:
     """Build ResNet-50 as published, with the stride in the first 1x1; 25,557,032 parameters."""
-    return ResNet(PaperBottleneck, (3, 4, 6, 3))
+    return ResNet(PaperBottleneck, (3, 4, 6, 3), classes=num_classes)
 
 
-def resnet101_paper() -> ResNet:
+def resnet101_paper(num_classes: int = 1000) -> ResNet:
     """Build ResNet-101 as published, with the stride in the first 1x1; 44,549,160 parameters."""
-    return ResNet(PaperBottleneck, (3, 4, 23, 3))
+    return ResNet(PaperBottleneck, (3, 4, 23, 3), classes=num_classes)
 
 
-def resnet152_paper() -> ResNet:
+def resnet152_paper(num_classes: int = 1000) -> ResNet:
     """Build ResNet-152 as published, with the stride in the first 1x1; 60,192,808 parameters."""
-    return ResNet(PaperBottleneck, (3, 8, 36, 3))
+    return ResNet(PaperBottleneck, (3, 8, 36, 3), classes=num_classes)
 
 
-def plain18() -> ResNet:
+def plain18(num_classes: int = 1000) -> ResNet:
     """Build the plain network of 18 layers: ResNet-18 without shortcuts or projections; 11,515,688 parameters."""
-    return ResNet(PlainBlock, (2, 2, 2, 2))
+    return ResNet(PlainBlock, (2, 2, 2, 2), classes=num_classes)
 
 
-def plain34() -> ResNet:
+def plain34(num_classes: int = 1000) -> ResNet:
     """Build the plain network of 34 layers: ResNet-34 without shortcuts or projections; 21,623,848 parameters."""
-    return ResNet(PlainBlock, (3, 4, 6, 3))
+    return ResNet(PlainBlock, (3, 4, 6, 3), classes=num_classes)

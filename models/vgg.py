@@ -63,41 +63,41 @@ class VGG(nn.Module):
         return logits
 
 
-def vgg11() -> VGG:
-    """Build VGG-11 (table 1, A) for the 1000 classes of ImageNet; 132,863,336 parameters."""
-    return VGG(A)
+def vgg11(num_classes: int = 1000) -> VGG:
+    """Build VGG-11 (table 1, A), by default for the 1000 classes of ImageNet; 132,863,336 parameters."""
+    return VGG(A, classes=num_classes)
 
 
-def vgg13() -> VGG:
-    """Build VGG-13 (table 1, B) for the 1000 classes of ImageNet; 133,047,848 parameters."""
-    return VGG(B)
+def vgg13(num_classes: int = 1000) -> VGG:
+    """Build VGG-13 (table 1, B), by default for the 1000 classes of ImageNet; 133,047,848 parameters."""
+    return VGG(B, classes=num_classes)
 
 
-def vgg16() -> VGG:
-    """Build VGG-16 (table 1, D) for the 1000 classes of ImageNet; 138,357,544 parameters."""
-    return VGG(D)
+def vgg16(num_classes: int = 1000) -> VGG:
+    """Build VGG-16 (table 1, D), by default for the 1000 classes of ImageNet; 138,357,544 parameters."""
+    return VGG(D, classes=num_classes)
 
 
-def vgg19() -> VGG:
-    """Build VGG-19 (table 1, E) for the 1000 classes of ImageNet; 143,667,240 parameters."""
-    return VGG(E)
+def vgg19(num_classes: int = 1000) -> VGG:
+    """Build VGG-19 (table 1, E), by default for the 1000 classes of ImageNet; 143,667,240 parameters."""
+    return VGG(E, classes=num_classes)
 
 
-def vgg11_bn() -> VGG:
+def vgg11_bn(num_classes: int = 1000) -> VGG:
     """Build VGG-11 with batch normalisation, which the paper does not have; 132,868,840 parameters."""
-    return VGG(A, batch_norm=True)
+    return VGG(A, batch_norm=True, classes=num_classes)
 
 
-def vgg13_bn() -> VGG:
+def vgg13_bn(num_classes: int = 1000) -> VGG:
     """Build VGG-13 with batch normalisation, which the paper does not have; 133,053,736 parameters."""
-    return VGG(B, batch_norm=True)
+    return VGG(B, batch_norm=True, classes=num_classes)
 
 
-def vgg16_bn() -> VGG:
+def vgg16_bn(num_classes: int = 1000) -> VGG:
     """Build VGG-16 with batch normalisation, which the paper does not have; 138,365,992 parameters."""
-    return VGG(D, batch_norm=True)
+    return VGG(D, batch_norm=True, classes=num_classes)
 
 
-def vgg19_bn() -> VGG:
+def vgg19_bn(num_classes: int = 1000) -> VGG:
     """Build VGG-19 with batch normalisation, which the paper does not have; 143,678,248 parameters."""
-    return VGG(E, batch_norm=True)
+    return VGG(E, batch_norm=True, classes=num_classes)

@@ -57,7 +57,13 @@ class OrtSession:
 
 
 def open_session(
-    graph: bytes, device: Device = "auto", *, strict: bool = False, threads: int = 0, cpu_graph: bytes | None = None
+    graph: bytes,
+    device: Device = "auto",
+    *,
+    strict: bool = False,
+    threads: int = 0,
+    cpu_graph: bytes | None = None,
+    optimise: bool = True,
 ) -> OrtSession:
     """Open a graph on CUDA where it truly loads, else on the CPU.
 
@@ -67,6 +73,7 @@ def open_session(
         strict: with ``auto``, refuse to fall back to the CPU where a GPU is present.
         threads: CPU threads for one run; 0 lets ONNX Runtime choose.
         cpu_graph: the model that stands for it on the CPU, where that lacks kernels for the graph's types.
+        optimise: with ``cpu``, False runs every node as it is written.
 
     Raises:
         BackendError: onnxruntime is absent, the graph does not load, or the device asked for does not work.
@@ -76,7 +83,7 @@ def open_session(
     ort = _onnxruntime()
     cpu_graph = graph if cpu_graph is None else cpu_graph
     if device == "cpu":
-        return _open_cpu(ort, cpu_graph, Backend("onnxruntime-cpu", "asked for"), threads)
+        return _open_cpu(ort, cpu_graph, Backend("onnxruntime-cpu", "asked for"), threads, optimise)
     missing = _cuda_missing(ort)
     session, reason = (None, missing) if missing else _try_cuda(ort, graph, threads)
     if session is not None:
@@ -128,9 +135,12 @@ def _try_cuda(ort: ModuleType, graph: bytes, threads: int) -> tuple[Any | None, 
     return session, ""
 
 
-def _open_cpu(ort: ModuleType, graph: bytes, backend: Backend, threads: int) -> OrtSession:
+def _open_cpu(ort: ModuleType, graph: bytes, backend: Backend, threads: int, optimise: bool = True) -> OrtSession:
+    options = _options(ort, threads)
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = ort.InferenceSession(graph, _options(ort, threads), providers=[_CPU])
+        session = ort.InferenceSession(graph, options, providers=[_CPU])
     except Exception as error:
         raise BackendError(f"onnxruntime refuses the graph: {_first_line(error)}") from error
     return OrtSession(session, backend)

@@ -42,6 +42,7 @@ class Preprocessing:
         pad: pixels of value 0 added on every side after the crop.
         mean: per channel, in the unit range, taken off after the division by 255.
         std: per channel; what is left is divided by it.
+        in_graph: the network's own graph scales and normalises: what it is given are the pixels, channels last.
     """
 
     mode: Mode
@@ -51,6 +52,7 @@ class Preprocessing:
     pad: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    in_graph: bool = False
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Preprocessing":
@@ -70,6 +72,7 @@ class Preprocessing:
                 pad=int(content["pad"]),
                 mean=tuple(float(value) for value in content["mean"]),
                 std=tuple(float(value) for value in content["std"]),
+                in_graph=bool(content.get("in_graph", False)),
             )
             made._check()
         except (KeyError, TypeError, ValueError) as error:
@@ -77,8 +80,8 @@ class Preprocessing:
         return made
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, as they stand in a manifest."""
-        return {
+        """Return plain JSON values, as they stand in a manifest; ``in_graph`` stands there only where it is true."""
+        content: dict[str, Any] = {
             "mode": self.mode,
             "resize": list(self.resize) if isinstance(self.resize, tuple) else self.resize,
             "interpolation": self.interpolation,
@@ -87,6 +90,7 @@ class Preprocessing:
             "mean": list(self.mean),
             "std": list(self.std),
         }
+        return content | ({"in_graph": True} if self.in_graph else {})
 
     def _check(self) -> None:
         if self.mode not in _CHANNELS:
@@ -110,7 +114,7 @@ def _pair(values: Sequence[Any]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def preprocess(pictures: Pictures, recipe: Preprocessing) -> npt.NDArray[np.float32]:
+def preprocess(pictures: Pictures, recipe: Preprocessing) -> npt.NDArray[Any]:
     """Turn pictures into one batch.
 
     Args:
@@ -120,7 +124,8 @@ def preprocess(pictures: Pictures, recipe: Preprocessing) -> npt.NDArray[np.floa
         recipe: what to do with them; it stands in the bundle's manifest.
 
     Returns:
-        ``(N, C, H, W)`` float32; N pictures, C channels.
+        ``(N, C, H, W)`` float32; N pictures, C channels. Where the graph normalises (``in_graph``), ``(N, H, W, C)``
+        uint8: ``normalise`` makes the former of the latter.
 
     Raises:
         InputError: a file that is no image, an array of another dtype or shape, more than 8 bits a channel, a picture
@@ -147,16 +152,29 @@ def one_by_one(pictures: Pictures, recipe: Preprocessing) -> "Iterable[Picture]"
     return pictures
 
 
-def _prepare(picture: Picture, recipe: Preprocessing) -> npt.NDArray[np.float32]:
+def normalise(pixels: npt.NDArray[np.uint8], recipe: Preprocessing) -> npt.NDArray[np.float32]:
+    """Divide by 255, subtract the mean, divide by the standard deviation, in float32 and in this order.
+
+    Args:
+        pixels: ``(…, H, W, C)``, channels last.
+        recipe: with as many means and deviations as there are channels.
+
+    Returns:
+        ``(…, C, H, W)`` float32, channels first. A graph that normalises does the same, bit for bit.
+    """
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    normal = (scaled - np.array(recipe.mean, np.float32)) / np.array(recipe.std, np.float32)
+    return np.ascontiguousarray(np.moveaxis(normal, -1, -3))
+
+
+def _prepare(picture: Picture, recipe: Preprocessing) -> npt.NDArray[Any]:
     image = _resize(_decode(picture, recipe.mode), recipe)
     pixels = _crop(np.asarray(image, np.uint8), recipe.crop)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if recipe.pad:
         pixels = np.pad(pixels, ((recipe.pad, recipe.pad), (recipe.pad, recipe.pad), (0, 0)))
-    scaled = pixels.astype(np.float32) / np.float32(255)
-    normal = (scaled - np.array(recipe.mean, np.float32)) / np.array(recipe.std, np.float32)
-    return np.ascontiguousarray(normal.transpose(2, 0, 1))
+    return np.ascontiguousarray(pixels) if recipe.in_graph else normalise(pixels, recipe)
 
 
 def _decode(picture: Picture, mode: Mode) -> "Image":

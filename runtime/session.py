@@ -128,11 +128,11 @@ class Session:
             raise InputError("classify: expected at least one picture, got none.")
         return answers
 
-    def preprocess(self, pictures: Pictures) -> npt.NDArray[np.float32]:
+    def preprocess(self, pictures: Pictures) -> Array:
         """Prepare pictures as the bundle says, for ``infer``; see ``engineworks.runtime.preprocess``.
 
         Returns:
-            ``(N, C, H, W)`` float32; N pictures, C channels.
+            ``(N, C, H, W)`` float32; N pictures, C channels. ``(N, H, W, C)`` uint8 where the graph normalises.
         """
         return preprocess(pictures, self._preprocessing())
 
@@ -142,7 +142,7 @@ class Session:
             self._session.close()
             self._session = None
 
-    def _scores(self, batch: npt.NDArray[np.float32]) -> Array:
+    def _scores(self, batch: Array) -> Array:
         """Run pictures, padded up to the smallest batch that the bundle was checked for."""
         missing = self.manifest.batch.min - len(batch)
         padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing > 0 else batch

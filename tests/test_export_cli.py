@@ -165,7 +165,7 @@ def test_stdout_holds_the_path_alone_and_stderr_the_talk(say: Callable[..., Said
     assert status == 0
     assert out == "lenet5-fp16\n"
     assert [line.split()[0] for line in err.splitlines()] == [
-        "weights", "build", "graph", "onnx-fp32", "onnx-fp16", "engine", "bundle",
+        "weights", "build", "inputs", "graph", "onnx-fp32", "onnx-fp16", "engine", "bundle",
     ]  # fmt: skip
     runtime.open_bundle(tmp_path / "lenet5-fp16").verify()
 

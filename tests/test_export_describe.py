@@ -9,6 +9,7 @@ import pytest
 
 from engineworks.export import describe
 from engineworks.export.engine import Choice, Engine
+from engineworks.export.prove import Proven
 from engineworks.export.recipe import Recipe
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Rung, Weights
@@ -73,13 +74,17 @@ def graph(batch: str | int, side: str | int) -> Any:
     )
 
 
+def proven(made: Any) -> Proven:
+    return Proven(made, b"", None, (), (), "fx translation", "none")
+
+
 @pytest.mark.parametrize("batch", ["batch", 1, 5])
 def test_the_graphs_record_counts_the_multiply_adds_of_one_image(batch: str | int) -> None:
-    assert describe._graph_record(graph(batch, 5), Recipe("net"), False)["multiply_adds"] == 2 * 3 * 4 * 5
+    assert describe._graph_record(proven(graph(batch, 5)))["multiply_adds"] == 2 * 3 * 4 * 5
 
 
 def test_the_graphs_record_is_silent_where_a_size_is_free() -> None:
-    assert "multiply_adds" not in describe._graph_record(graph("batch", "side"), Recipe("net"), False)
+    assert "multiply_adds" not in describe._graph_record(proven(graph("batch", "side")))
 
 
 def test_a_rung_says_what_was_found_and_what_was_needed() -> None:

@@ -232,7 +232,7 @@ def test_no_engine_is_said_in_the_manifest(tmp_path: Path) -> None:
     recipe = Recipe("lenet5", engine="none", batch=Batch(2, 2, 2))
     bundle = export_model(recipe, tmp_path / "out", use_cache=False, say=lambda *line: said.append(line[:2]))
     assert bundle.manifest.engines == ()
-    assert [step for step, _ in said] == ["weights", "build", "graph", "onnx-fp32", "engine"]
+    assert [step for step, _ in said] == ["weights", "build", "inputs", "graph", "onnx-fp32", "engine"]
     assert "none" in dict(said)["engine"]
     assert bundle.manifest.inputs[0].shape[0] == 2, "a batch that is fixed is written as that"
 

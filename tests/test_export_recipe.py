@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from engineworks.export.inputs import InputSpec
 from engineworks.export.recipe import Recipe, parse_batch
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Batch
@@ -79,10 +80,21 @@ def test_every_field_stands_in_the_record() -> None:
         "engine": "none",
         "targets": ("sm86",),
         "simplify": "none",
+        "route": "dynamo",
+        "input": "uint8",
+        "model_args": (("num_classes", 10),),
+        "shapes": (InputSpec("", (3, 32, 32)),),
+        "resize": (40, 50),
+        "interpolation": "bicubic",
+        "labels": "names.txt",
+        "samples": "real.npz",
     }
     for name, value in changes.items():
         assert replace(Recipe("net"), **{name: value}).to_json() != plain, name  # type: ignore[arg-type]
-    assert set(changes) == set(plain)
+    normal = replace(Recipe("net"), mean=(0.5,), std=(0.25,)).to_json()
+    assert (normal["mean"], normal["std"]) == ([0.5], [0.25])
+    assert Recipe("net.pt2", trust=True).to_json()["trust"]
+    assert {*changes, "mean", "std", "trust"} == set(plain)
 
 
 @pytest.mark.parametrize(

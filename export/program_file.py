@@ -1,0 +1,100 @@
+"""Programs saved by ``torch.export.save``: ``net.pt2``, loaded only where the user trusts it, for it holds a pickle."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engineworks.export.inputs import DTYPES, InputSpec
+from engineworks.export.interrupts import import_tools
+from engineworks.export.original import Arrays, Original
+from engineworks.export.recipe import Recipe
+from engineworks.export.source import Source, digest_of, own_preprocessing
+from engineworks.runtime.errors import ExportError
+from engineworks.runtime.manifest import Weights
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from engineworks.export.to_onnx import Exported
+
+
+def program_source(recipe: Recipe) -> Source:
+    """Load a program.
+
+    Raises:
+        ExportError: not trusted, no such file, damaged, or a batch range that does not hold the one asked for.
+    """
+    file, shown = Path(recipe.model), recipe.spec.shown
+    if not file.is_file():
+        raise ExportError(f"{file}: there is no such file.")
+    if not recipe.trust:
+        raise ExportError(f"{shown}: a .pt2 file holds a pickle, which can run any code. If you trust it: --trust.")
+    import_tools()
+    program = _load(file, shown)
+    inputs = _inputs(program, recipe)
+    return Source(
+        model=(recipe.spec.name, "pt2", f"the program {shown}"),
+        weights=Weights("file", shown, True, digest_of(file), None),
+        preprocessing=own_preprocessing(recipe, inputs),
+        labels=(),
+        scores="logits",
+        identity=digest_of(file),
+        open=lambda: _original(program, inputs),
+    )
+
+
+def _load(file: Path, shown: str) -> "ExportedProgram":
+    import warnings
+
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.load(file)
+    except Exception as error:  # zip's, pickle's and torch's own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise ExportError(f"{shown}: cannot be loaded as a program of torch.export ({reason}).") from error
+
+
+def _inputs(program: "ExportedProgram", recipe: Recipe) -> tuple[InputSpec, ...]:
+    """Read names, shapes and dtypes off the program, and hold its batch against the one asked for."""
+    batch, shown = recipe.batch, recipe.spec.shown
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    specs = []
+    for name in program.graph_signature.user_inputs:
+        value: Any = values.get(str(name))
+        dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
+        if dtype not in DTYPES or value.dim() == 0:
+            raise ExportError(f"{shown}: input {name} is no tensor with a batch that could be taken here.")
+        if any(not isinstance(size, int) for size in value.shape[1:]):
+            raise ExportError(f"{shown}: input {name} has a free axis beside the batch; only the batch may be free.")
+        if isinstance(value.shape[0], int) and (batch.min, batch.max) != (value.shape[0],) * 2:
+            raise ExportError(f"{shown}: its batch is fixed to {value.shape[0]}. Pass --batch {value.shape[0]}.")
+        specs.append(InputSpec(str(name), tuple(value.shape[1:]), dtype))
+    if not specs:
+        raise ExportError(f"{shown}: takes no input.")
+    for bounds in program.range_constraints.values():
+        if not (int(bounds.lower) <= batch.min and batch.max <= int(bounds.upper)):
+            low, high = int(bounds.lower), int(bounds.upper)
+            raise ExportError(f"{shown}: was exported for batches of {low} to {high}, not {batch.min} to {batch.max}.")
+    if recipe.shapes and tuple(recipe.shapes) != tuple(specs):
+        raise ExportError(f"--shape: {shown} takes {', '.join(map(str, specs))}.")
+    return tuple(specs)
+
+
+def _original(program: "ExportedProgram", inputs: tuple[InputSpec, ...]) -> Original:
+    module = program.module()
+    return Original(
+        inputs=inputs,
+        run=module,
+        export=lambda arrays, outputs, recipe: _export(program, arrays, outputs, recipe),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+    )
+
+
+def _export(program: "ExportedProgram", arrays: Arrays, outputs: tuple[str, ...], recipe: Recipe) -> "Exported":
+    from engineworks.export.prove import finished
+    from engineworks.export.to_onnx import from_program
+
+    exported = from_program(program, tuple(arrays), outputs, batch=recipe.batch, opset=recipe.graph_opset)
+    return finished(exported, arrays, outputs, recipe)
