@@ -63,6 +63,8 @@ def describe(bundle: Bundle) -> Iterator[str]:
     yield _row("batch", f"{m.batch.min} to {m.batch.max}, usually {m.batch.opt}")
     nodes, opset, simplifier = (m.graph.get(key, "unknown") for key in ("nodes", "opset", "simplifier"))
     yield _row("graph", f"{nodes} nodes, opset {opset}, simplifier {simplifier}{_cost(m.graph)}")
+    if "route" in m.graph:  # which older bundles do not record
+        yield _row("route", str(m.graph["route"]))
     yield from (_row("parity", _rung(rung)) for rung in m.parity)
     for engine in m.engines:
         layers = _counts(engine.layer_types)

@@ -181,7 +181,7 @@ def test_every_dependency_is_pinned() -> None:
     pinned = {normal(name) for name in pins}
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = [*PROJECT["project"]["dependencies"]]
-    wanted += [line for extra, group in extras.items() if extra not in {"tensorrt", "zoo"} for line in group]
+    wanted += [line for extra, group in extras.items() if extra != "tensorrt" for line in group]
     elsewhere = {"onnxruntime"}  # the base install takes onnxruntime-gpu here, and this one on other platforms
     assert {named(line) for line in wanted} - pinned - elsewhere == set()
 
