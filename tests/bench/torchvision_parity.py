@@ -1,20 +1,21 @@
 """Compare our networks with torchvision's: same weights, same inputs, largest difference; strict loading both ways.
 
-    PYTHONPATH=.typing python tests/bench/torchvision_parity.py [NAME...]
-
-Run it with a Python that has torchvision; it needs no installed engineworks. Exit status 1 on any disagreement.
+``python tests/bench/torchvision_parity.py [NAME...]``; exit status 1 on any disagreement.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from engineworks.models.registry import NETWORKS
 from engineworks.models.weights import build_network
+from engineworks.models.zoo_import import import_torchvision
+
+torchvision: Any = import_torchvision()[0]
 
 NAMES = (
     "alexnet", "googlenet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
