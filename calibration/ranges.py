@@ -5,6 +5,7 @@ is found before it turns into an infinity: ONNX Runtime's own FP16 path on the C
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,12 @@ def observe_ranges(graph: bytes, inputs: Mapping[str, npt.NDArray[np.generic]]) 
     options.log_severity_level = 3
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     values = zip(names, session.run(names, dict(inputs)), strict=True)
-    return {name: _largest(value) for name, value in values if np.issubdtype(value.dtype, np.floating)}
+    return {name: _largest(value) for name, value in values if _is_floating(value)}
+
+
+def _is_floating(value: Any) -> bool:
+    """Sequences of tensors come as lists, and have no magnitude."""
+    return isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
 
 
 def beyond_fp16(ranges: Mapping[str, float]) -> dict[str, float]:

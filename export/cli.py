@@ -4,6 +4,7 @@ The path, or ``--json``'s manifest, goes to stdout; all talk goes to stderr. Exi
 (one line), 2 wrong usage, 130 interrupted.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -24,10 +25,19 @@ def run() -> None:
 
     gc.disable()  # one short job: collecting the garbage of importing torch costs a tenth of a second
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or torch's idle threads spin: thrice the time on a busy host
+    _keep_stdout()
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _keep_stdout() -> None:
+    """Keep stdout for the result: what native code and the user's own processes print there goes to stderr."""
+    with contextlib.suppress(OSError):  # one of the two is closed
+        own = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+        os.dup2(2, 1)
+        sys.stdout = own
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,6 +5,7 @@ line, and its result is never cached: what a factory reads cannot be known.
 """
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -23,6 +24,8 @@ from engineworks.runtime.manifest import Weights
 
 if TYPE_CHECKING:
     from torch import nn
+
+_MOST_OFFERED = 10
 
 
 def factory_source(recipe: Recipe) -> Source:
@@ -91,18 +94,31 @@ def build(recipe: Recipe) -> "nn.Module":
 def ready(module: Any, shown: str) -> "nn.Module":
     """Check what a factory returned and put it into eval mode, on the CPU, without gradients."""
     import torch
-    from torch.nn.parameter import is_lazy
 
     if not isinstance(module, torch.nn.Module):
         raise ExportError(f"{shown}: expected a torch.nn.Module, got {_kind(module)}.")
+    if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
+        raise ExportError(f"{shown}: is compiled (torch.jit or torch.compile). Return the module that it was made of.")
+    _check_tensors(module, shown)
     with users_code(shown):
         module.cpu().eval().requires_grad_(False)
+    training = [name or "the module itself" for name, child in module.named_modules() if child.training]
+    if training:
+        raise ExportError(f"{shown}: {training[0]} stays in training mode after .eval(); such a graph is not exported.")
+    return module
+
+
+def _check_tensors(module: "nn.Module", shown: str) -> None:
+    import torch
+    from torch.nn.parameter import is_lazy
+
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor):
             raise ExportError(f"{shown}: {name} has no size yet (a lazy layer). Run the network once in the factory.")
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+        if tensor.is_meta:
+            raise ExportError(f"{shown}: {name} has no values (device meta). Build the network on the CPU.")
+        if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype != torch.float32):
             raise ExportError(f"{shown}: expected float32 weights, {name} is {tensor.dtype}. Return it with .float().")
-    return module
 
 
 def find_factory(recipe: Recipe) -> Any:
@@ -112,8 +128,9 @@ def find_factory(recipe: Recipe) -> Any:
     found: Any = module
     for name in spec.factory.split("."):
         if not hasattr(found, name):
-            near = ", ".join(key for key, value in vars(module).items() if _offers(key, value, module))
-            raise ExportError(f"{spec.shown}: there is no {name!r} in it. It offers: {near or 'nothing callable'}.")
+            near = [key for key, value in vars(module).items() if _offers(key, value, module)]
+            offers = ", ".join(near[:_MOST_OFFERED]) + (", …" if len(near) > _MOST_OFFERED else "")
+            raise ExportError(f"{spec.shown}: there is no {name!r} in it. It offers: {offers or 'nothing callable'}.")
         found = getattr(found, name)
     return found
 
@@ -125,16 +142,16 @@ def _offers(name: str, value: Any, module: ModuleType) -> bool:
 def _from_file(file: Path, shown: str) -> ModuleType:
     if not file.is_file():
         raise ExportError(f"{file}: there is no such file.")
-    name = (
-        file.stem if file.stem.isidentifier() and file.stem not in sys.modules else f"engineworks_own_{abs(hash(file))}"
-    )
+    place = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]
+    name = f"engineworks_own_{place}"  # never the file's own: a random.py must not stand in for Python's
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and others look their module up
     try:
         with users_code(shown, missing=f"If it lies beside {file.name}, set PYTHONPATH to their folder."):
-            spec.loader.exec_module(module)
+            # compiled here: Python's own way leaves a __pycache__ behind, and may take an old one for a new file
+            exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
     except BaseException:
         sys.modules.pop(name, None)
         raise
@@ -160,7 +177,7 @@ def users_code(shown: str, missing: str = "") -> Iterator[None]:
         raise
     except ModuleNotFoundError as error:
         raise ExportError(f"{shown}: {error}. {missing}".strip()) from error
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         raise ExportError(f"{shown} raises {told(error)}") from error
 
 

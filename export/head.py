@@ -4,7 +4,7 @@ The head does in float32 what ``runtime.preprocessing.normalise`` does, in the s
 same bits. The Cast comes first: TensorRT-RTX transposes no uint8.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from engineworks.export.inputs import InputSpec
 from engineworks.runtime.preprocessing import Preprocessing, normalise
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 _INSIDE = "normalised"
 
@@ -51,12 +51,10 @@ def with_head(model: "ModelProto", head: Head | None) -> "ModelProto":
     copy = ModelProto()
     copy.CopyFrom(model)
     graph, picture = copy.graph, copy.graph.input[0]
-    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    taken = _names(graph)
     inside = _free(f"{picture.name}_{_INSIDE}", taken)
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = inside if name == picture.name else name
-    nodes, constants = _normalising(picture.name, inside, head.preprocessing)
+    _rename(graph, picture.name, inside)
+    nodes, constants = _normalising(picture.name, inside, head.preprocessing, taken)
     rest = [*graph.node]
     graph.ClearField("node")
     graph.node.extend([*nodes, *rest])
@@ -72,7 +70,35 @@ def with_head(model: "ModelProto", head: Head | None) -> "ModelProto":
     return copy
 
 
-def _normalising(source: str, result: str, recipe: Preprocessing) -> "tuple[list[NodeProto], list[TensorProto]]":
+def _names(graph: "GraphProto") -> set[str]:
+    """Return every name in use, of values and of nodes, those of inner graphs too."""
+    found = {item.name for item in (*graph.initializer, *graph.input, *graph.output)}
+    for node in graph.node:
+        found.update((node.name, *node.input, *node.output))
+        for inner in _inner(node):
+            found |= _names(inner)
+    return found
+
+
+def _rename(graph: "GraphProto", old: str, new: str) -> None:
+    """Let every node that reads ``old`` read ``new``; inner graphs see the values outside."""
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = new if name == old else name
+        for inner in _inner(node):
+            _rename(inner, old, new)
+
+
+def _inner(node: "NodeProto") -> "Iterator[GraphProto]":
+    for item in node.attribute:
+        yield from item.graphs
+        if item.HasField("g"):
+            yield item.g
+
+
+def _normalising(
+    source: str, result: str, recipe: Preprocessing, taken: set[str]
+) -> "tuple[list[NodeProto], list[TensorProto]]":
     """Write Cast, Transpose, and the three steps of ``normalise``."""
     from onnx import TensorProto, helper, numpy_helper
 
@@ -80,7 +106,7 @@ def _normalising(source: str, result: str, recipe: Preprocessing) -> "tuple[list
     values = {"scale": np.array(255, np.float32)} | {
         name: np.array(getattr(recipe, name), np.float32).reshape(1, channels, 1, 1) for name in ("mean", "std")
     }
-    names = {name: f"{source}_{name}" for name in ("float", "first", "unit", "centred", *values)}
+    names = {name: _free(f"{source}_{name}", taken) for name in ("float", "first", "unit", "centred", *values)}
     nodes = [
         helper.make_node("Cast", [source], [names["float"]], to=TensorProto.FLOAT),
         helper.make_node("Transpose", [names["float"]], [names["first"]], perm=[0, 3, 1, 2]),
@@ -89,7 +115,7 @@ def _normalising(source: str, result: str, recipe: Preprocessing) -> "tuple[list
         helper.make_node("Div", [names["centred"], names["std"]], [result]),
     ]
     for node in nodes:
-        node.name = f"node_{node.output[0]}"
+        node.name = _free(f"node_{node.output[0]}", taken)
     return nodes, [numpy_helper.from_array(value, names[name]) for name, value in values.items()]
 
 

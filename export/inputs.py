@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 
 DTYPES = ("float32", "uint8", "int8", "int32", "int64", "bool")
-_SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_][\w.]*):)?(?P<sizes>(?:[Nn]x)?\d+(?:x\d+)*|[Nn])(?::(?P<dtype>\w+))?")
+_SIZES = r"(?P<sizes>(?:[Nn]x)?[0-9]+(?:x[0-9]+)*|[Nn])"
+_SHAPE = re.compile(rf"(?:(?P<name>\S(?:.*\S)?):)?{_SIZES}(?::(?P<dtype>[a-z]\w*))?")  # a name may hold colons
 _LARGEST = 2**31 - 1
 
 

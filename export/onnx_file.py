@@ -5,7 +5,7 @@ file's folder.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,15 @@ from engineworks.runtime.errors import BackendError, ExportError
 from engineworks.runtime.manifest import Weights
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
     from engineworks.export.to_onnx import Exported
 
 _DOMAINS = {"", "ai.onnx"}
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool"}
 _HALVES = {10, 16}
+_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+_OLDEST_IR = 8  # before 4, weights had to stand among the inputs
 
 
 def onnx_source(recipe: Recipe) -> Source:
@@ -43,7 +45,7 @@ def onnx_source(recipe: Recipe) -> Source:
     model, digest = read_model(file)
     inputs = prepare(model, recipe)
     return Source(
-        model=(recipe.spec.name, "onnx", f"the file {shown}, written by {model.producer_name or 'an unnamed tool'}"),
+        model=(recipe.spec.name, "onnx", f"the file {shown}, written by {_printable(model.producer_name)}"),
         weights=Weights("file", shown, True, digest, None),
         preprocessing=own_preprocessing(recipe, inputs),
         labels=(),
@@ -78,7 +80,7 @@ def _load_external(model: "ModelProto", file: Path) -> list[Path]:
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-        data = (folder / location).resolve()
+        data = (folder / location.replace("\0", "")).resolve()
         if not data.is_relative_to(folder) or not location:
             raise ExportError(f"{file.name}: tensor {tensor.name} lies outside the file's folder; that is not read.")
         if not data.is_file():
@@ -101,8 +103,8 @@ def _tensors(graph: "GraphProto") -> "Iterator[TensorProto]":
             if item.HasField("t"):
                 yield item.t
             yield from item.tensors
-            for inner in (*item.graphs, *([item.g] if item.HasField("g") else [])):
-                yield from _tensors(inner)
+        for inner in _inner(node):
+            yield from _tensors(inner)
 
 
 def prepare(model: "ModelProto", recipe: Recipe) -> tuple[InputSpec, ...]:
@@ -123,21 +125,65 @@ def prepare(model: "ModelProto", recipe: Recipe) -> tuple[InputSpec, ...]:
         raise ExportError(f"{shown}: is not valid ONNX: {_line(error)}.") from error
     _check_operators(model, shown)
     _bring_to_opset(model, recipe)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    kept = [value for value in model.graph.input if value.name not in weights]
-    model.graph.ClearField("input")  # old exporters list the weights among them
-    model.graph.input.extend(kept)
-    names = [value.name for value in kept]
-    unknown = [shape.name for shape in recipe.shapes if shape.name not in {"", *names}]
-    if unknown or not names:
-        raise ExportError(f"{shown}: takes the inputs {', '.join(names) or 'none'}; --shape names {unknown}.")
-    specs = tuple(_input(value, recipe) for value in kept)
-    _infer(model, shown)
+    _name_nodes(model.graph, set())
+    _drop_weights_from_inputs(model)
+    names = [value.name for value in model.graph.input]
+    if not names:
+        raise ExportError(f"{shown}: takes no input.")
+    _check_shapes(recipe, names)
+    _check_outputs(model, shown)
+    specs = tuple(_input(value, recipe) for value in model.graph.input)
+    _infer(model, recipe)
     return specs
 
 
+def _drop_weights_from_inputs(model: "ModelProto") -> None:
+    """Old exporters list the weights among the inputs, and then a graph may be given others: its shapes stay open."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.input if value.name not in weights]
+    model.graph.ClearField("input")
+    model.graph.input.extend(kept)  # copies: those in ``kept`` are no part of the graph any more
+    model.ir_version = max(model.ir_version, _OLDEST_IR)
+
+
+def _name_nodes(graph: "GraphProto", taken: set[str]) -> None:
+    """Give every node a name of its own, inner graphs' too: messages name them; ONNX Runtime takes no name twice."""
+    for node in graph.node:
+        wanted = node.name or f"{node.op_type}_{next(filter(None, node.output), '')}"
+        name, number = wanted, 1
+        while name in taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        node.name = name
+        taken.add(name)
+        for inner in _inner(node):
+            _name_nodes(inner, taken)
+
+
+def _check_shapes(recipe: Recipe, names: list[str]) -> None:
+    """Hold the names of ``--shape`` against the inputs'."""
+    given, known = [shape.name for shape in recipe.shapes], ", ".join(names)
+    unknown = [name for name in given if name not in {"", *names}]
+    if unknown:
+        raise ExportError(f"--shape: {recipe.spec.shown} takes the inputs {known}; got {', '.join(unknown)}.")
+    if len(set(given)) < len(given) or ("" in given and max(len(given), len(names)) > 1):
+        raise ExportError(f"--shape: name each input of {recipe.spec.shown} once, as NAME:SIZES; it takes {known}.")
+
+
+def _check_outputs(model: "ModelProto", shown: str) -> None:
+    """Refuse outputs that nothing computes, and those that are listed twice."""
+    computed, names = {name for node in model.graph.node for name in node.output}, set[str]()
+    for name in (value.name for value in model.graph.output):
+        if name in names:
+            raise ExportError(f"{shown}: lists its output {name} twice.")
+        if name not in computed:
+            raise ExportError(f"{shown}: output {name} is an input or a constant, passed through. Leave it out.")
+        names.add(name)
+
+
 def _check_operators(model: "ModelProto", shown: str) -> None:
-    for node in model.graph.node:
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in _nodes(model.graph):
         if node.domain not in _DOMAINS:
             raise ExportError(
                 f"{shown}: {node.op_type} at {node.name or node.output[0]} is no operator of ONNX ({node.domain}); "
@@ -145,9 +191,38 @@ def _check_operators(model: "ModelProto", shown: str) -> None:
             )
         if node.op_type in {"QuantizeLinear", "DequantizeLinear", "QLinearConv"}:
             raise ExportError(f"{shown}: is quantised already ({node.op_type}). Give the float32 network.")
-    half = next((tensor.name for tensor in model.graph.initializer if tensor.data_type in _HALVES), None)
+        if node.op_type in _RANDOM or (node.op_type == "Dropout" and not _sleeps(node, stored)):
+            raise ExportError(
+                f"{shown}: {node.op_type} at {node.name or node.output[0]} draws random numbers; such a graph cannot "
+                "be compared. Export the network in eval mode."
+            )
+    half = next((tensor.name or "a constant" for tensor in _tensors(model.graph) if tensor.data_type in _HALVES), None)
     if half is not None:
         raise ExportError(f"{shown}: {half} is stored in half precision. Give the float32 network; --fp16 casts it.")
+
+
+def _sleeps(dropout: "NodeProto", stored: "Mapping[str, TensorProto]") -> bool:
+    """Tell whether a Dropout lets everything through: its third input, training mode, is absent or stored as false."""
+    from onnx import numpy_helper
+
+    if len(dropout.input) < 3 or not dropout.input[2]:
+        return True
+    return dropout.input[2] in stored and not numpy_helper.to_array(stored[dropout.input[2]]).any()
+
+
+def _nodes(graph: "GraphProto") -> "Iterator[NodeProto]":
+    """Yield every node, those of inner graphs too."""
+    for node in graph.node:
+        yield node
+        for inner in _inner(node):
+            yield from _nodes(inner)
+
+
+def _inner(node: "NodeProto") -> "Iterator[GraphProto]":
+    for item in node.attribute:
+        yield from item.graphs
+        if item.HasField("g"):
+            yield item.g
 
 
 def _bring_to_opset(model: "ModelProto", recipe: Recipe) -> None:
@@ -187,7 +262,8 @@ def _input(value: "ValueInfoProto", recipe: Recipe) -> InputSpec:
         size = axes[0].dim_value
         if (batch.min, batch.max) != (size, size):
             raise ExportError(
-                f"{shown}: its batch is fixed to {size}. Pass --batch {size}, or export it with a free one."
+                f"{shown}: the batch of input {value.name} is fixed to {size}. "
+                f"Pass --batch {size}, or export it with a free one."
             )
     elif batch.min == batch.max:
         axes[0].dim_value = batch.max
@@ -209,10 +285,11 @@ def _input(value: "ValueInfoProto", recipe: Recipe) -> InputSpec:
     return InputSpec(value.name, shape, dtype)
 
 
-def _infer(model: "ModelProto", shown: str) -> None:
+def _infer(model: "ModelProto", recipe: Recipe) -> None:
     """Infer every shape anew from the inputs; the outputs' batch axis takes the inputs' name."""
     from onnx import shape_inference
 
+    shown, batch = recipe.spec.shown, recipe.batch
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     model.graph.ClearField("value_info")
@@ -225,6 +302,11 @@ def _infer(model: "ModelProto", shown: str) -> None:
         rest = [axis for axis in list(kind.shape.dim)[1:] if not axis.HasField("dim_value")]
         if not kind.shape.dim or rest:
             raise ExportError(f"{shown}: the size of output {value.name} depends on the data, or is not known.")
+        first = kind.shape.dim[0]
+        if not first.dim_value and batch.min < batch.max:  # a Reshape hides its name; that it holds is seen in the run
+            first.dim_param = "batch"
+        elif not first.dim_value:
+            first.dim_value = batch.max
 
 
 def _original(model: "ModelProto", inputs: tuple[InputSpec, ...], shown: str) -> Original:
@@ -251,7 +333,12 @@ def _original(model: "ModelProto", inputs: tuple[InputSpec, ...], shown: str) ->
         }
 
     return Original(
-        inputs, run, lambda arrays, outputs, recipe: _export(model, arrays, outputs, recipe), _count(model), FILE
+        inputs=inputs,
+        run=run,
+        export=lambda arrays, outputs, recipe: _export(model, arrays, outputs, recipe),
+        parameters=_count(model),
+        title=FILE,
+        outputs=tuple(names),
     )
 
 
@@ -282,6 +369,10 @@ def _export(model: "ModelProto", arrays: Arrays, outputs: tuple[str, ...], recip
 
 def _count(model: "ModelProto") -> int:
     return sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer if tensor.data_type == 1)
+
+
+def _printable(tool: str) -> str:
+    return "".join(letter for letter in tool if letter.isprintable())[:80] or "an unnamed tool"
 
 
 def _line(error: Exception) -> str:

@@ -29,6 +29,7 @@ class Original:
         export: from named rows and the outputs' names to a float32 graph.
         parameters: how many there are.
         title: what the original is called in figures: a key of ``TITLES``.
+        outputs: their names, where they have some of their own; else they are named after what ``run`` returns.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -36,6 +37,7 @@ class Original:
     export: Callable[[Arrays, tuple[str, ...], Recipe], "Exported"]
     parameters: int
     title: str = PYTORCH
+    outputs: tuple[str, ...] = ()
 
 
 def in_batches(run: Callable[..., Any], size: int) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ from engineworks.export.source import OnDownload, Source, resolve
 from engineworks.export.trt_compilers import probe_gpu
 from engineworks.export.trt_journal import OnProgress
 from engineworks.runtime.bundle import Bundle, check_target, write_bundle
-from engineworks.runtime.errors import BundleError, ExportError
+from engineworks.runtime.errors import BundleError, ExportError, ParityError
 from engineworks.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from engineworks.export.prove import Proven
     from engineworks.export.to_onnx import Exported
 
+_SAME_DB = 90.0  # as two float32 runs agree at the least
 Say = Callable[[str, str, bool], None]
 
 
@@ -155,8 +156,23 @@ def _measure(
         outputs = run_once(run, given)
         reference = list(outputs.values())
         check_alive(reference)
-        answers = answers_by_batch(run, given, reference, batches(batch))
-    return Yardstick(samples, reference, answers, job.source.scores, original.title), tuple(outputs)
+        try:
+            answers = answers_by_batch(run, given, reference, batches(batch))
+        except ParityError:
+            _check_repeats(list(run_once(run, given).values()), reference)
+            raise
+    return Yardstick(samples, reference, answers, job.source.scores, original.title), original.outputs or tuple(outputs)
+
+
+def _check_repeats(again: "list[npt.NDArray[Any]]", before: "list[npt.NDArray[Any]]") -> None:
+    """Tell randomness from answers that depend on the whole batch: asked when a row's answer changed."""
+    from engineworks.runtime.compare import sqnr
+
+    if any(sqnr(first, second) < _SAME_DB for first, second in zip(before, again, strict=True)):
+        raise ExportError(
+            "the original answers the same inputs differently from call to call: it draws random numbers or keeps "
+            "state, and nothing can be compared with it. Export it in eval mode."
+        )
 
 
 def _prove_and_compile(

@@ -1,5 +1,6 @@
 """Programs saved by ``torch.export.save``: ``net.pt2``, loaded only where the user trusts it, for it holds a pickle."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,11 @@ def program_source(recipe: Recipe) -> Source:
     if not recipe.trust:
         raise ExportError(f"{shown}: a .pt2 file holds a pickle, which can run any code. If you trust it: --trust.")
     import_tools()
+    from engineworks.export.to_onnx import check_program
+
     program = _load(file, shown)
+    _check_weights(program, shown)
+    check_program(program)
     inputs = _inputs(program, recipe)
     return Source(
         model=(recipe.spec.name, "pt2", f"the program {shown}"),
@@ -43,10 +48,13 @@ def program_source(recipe: Recipe) -> Source:
 
 
 def _load(file: Path, shown: str) -> "ExportedProgram":
+    import logging
     import warnings
 
     import torch
 
+    log = logging.getLogger("torch.export")
+    before, log.disabled = log.disabled, True  # it logs a traceback of what is then raised
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -54,6 +62,18 @@ def _load(file: Path, shown: str) -> "ExportedProgram":
     except Exception as error:  # zip's, pickle's and torch's own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise ExportError(f"{shown}: cannot be loaded as a program of torch.export ({reason}).") from error
+    finally:
+        log.disabled = before
+
+
+def _check_weights(program: "ExportedProgram", shown: str) -> None:
+    import torch
+
+    for name, tensor in program.state_dict.items():
+        if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype != torch.float32):
+            raise ExportError(
+                f"{shown}: expected float32 weights, {name} is {tensor.dtype}. Export the float32 network."
+            )
 
 
 def _inputs(program: "ExportedProgram", recipe: Recipe) -> tuple[InputSpec, ...]:
@@ -65,7 +85,7 @@ def _inputs(program: "ExportedProgram", recipe: Recipe) -> tuple[InputSpec, ...]
         value: Any = values.get(str(name))
         dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
         if dtype not in DTYPES or value.dim() == 0:
-            raise ExportError(f"{shown}: input {name} is no tensor with a batch that could be taken here.")
+            raise ExportError(f"{shown}: input {name} ({dtype or 'no tensor'}) has no batch, or a type not taken here.")
         if any(not isinstance(size, int) for size in value.shape[1:]):
             raise ExportError(f"{shown}: input {name} has a free axis beside the batch; only the batch may be free.")
         if isinstance(value.shape[0], int) and (batch.min, batch.max) != (value.shape[0],) * 2:
@@ -74,10 +94,12 @@ def _inputs(program: "ExportedProgram", recipe: Recipe) -> tuple[InputSpec, ...]
     if not specs:
         raise ExportError(f"{shown}: takes no input.")
     for bounds in program.range_constraints.values():
-        if not (int(bounds.lower) <= batch.min and batch.max <= int(bounds.upper)):
-            low, high = int(bounds.lower), int(bounds.upper)
-            raise ExportError(f"{shown}: was exported for batches of {low} to {high}, not {batch.min} to {batch.max}.")
-    if recipe.shapes and tuple(recipe.shapes) != tuple(specs):
+        low, high = bounds.lower, bounds.upper  # numbers of sympy, which has an infinity of its own
+        if not (low <= batch.min and batch.max <= high):
+            top = "any number" if "oo" in str(high) else high
+            raise ExportError(f"{shown}: was exported for batches of {low} to {top}, not {batch.min} to {batch.max}.")
+    given = [replace(shape, name=shape.name or specs[0].name) for shape in recipe.shapes]
+    if given and sorted(given, key=lambda spec: spec.name) != sorted(specs, key=lambda spec: spec.name):
         raise ExportError(f"--shape: {shown} takes {', '.join(map(str, specs))}.")
     return tuple(specs)
 

@@ -18,6 +18,7 @@ InputName = Literal["float32", "uint8"]
 Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
 DEFAULT_BATCH = Batch(1, 8, 32)
 OLDEST_OPSET, NEWEST_OPSET = 18, 23
+SMALLEST_STD, LARGEST = 1e-6, 1e6  # of --std and --mean: float32 holds every picture divided by these
 LARGEST_BATCH = 65536  # it is really run; beyond this a slip of the finger is likelier than a wish
 
 
@@ -88,8 +89,14 @@ class Recipe:
                 raise ExportError(f"{name}: expected one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}.")
         if (self.mean is None) != (self.std is None):
             raise ExportError("--mean and --std belong together; pass both.")
-        if self.std is not None and not all(self.std):
-            raise ExportError(f"--std: expected numbers other than 0, got {self.std}.")
+        if self.std is not None and not all(SMALLEST_STD <= abs(value) <= LARGEST for value in self.std):
+            raise ExportError(f"--std: expected numbers other than 0, of 1e-6 to 1e6, got {self.std}.")
+        if self.mean is not None and not all(abs(value) <= LARGEST for value in self.mean):
+            raise ExportError(f"--mean: expected numbers of at most 1e6, got {self.mean}.")
+        names = [name for name, _ in self.model_args]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ExportError(f"--model-arg {twice} is given twice; pass it once.")
 
     def _check_kind(self) -> None:
         """Refuse flags that this kind of model has no use for: to pass them over would be silent."""

@@ -140,7 +140,8 @@ def rounded_program(program: "ExportedProgram") -> RoundedRun:
             for spec in program.graph_signature.input_specs
         ]
         with torch.no_grad():
-            return [output.numpy() for output in _rounding(program.graph_module, kind).run(*lined_up)]
+            outputs = _rounding(program.graph_module, kind).run(*lined_up)
+        return [output.numpy() for output in outputs if output is not None]  # None stands where forward returns one
 
     return run
 

@@ -40,6 +40,7 @@ def with_rounding(model: "ModelProto", kind: Any) -> "ModelProto":
     copy.CopyFrom(model)
     floats = {name for name, found in value_types(model).items() if found == 1}
     floats |= {tensor.name for tensor in model.graph.initializer if tensor.data_type == 1}
+    floats -= set(_sizes(model))
     given = [value.name for value in model.graph.input if value.name in floats]
     stored = [tensor.name for tensor in model.graph.initializer if tensor.name in floats]
     renamed = {name: f"{name}__rounded" for name in (*given, *stored)}
@@ -57,6 +58,13 @@ def with_rounding(model: "ModelProto", kind: Any) -> "ModelProto":
     copy.graph.ClearField("value_info")
     copy.graph.node.extend(kept)
     return copy
+
+
+def _sizes(model: "ModelProto") -> "Iterator[str]":
+    """Yield the names of Resize's scales and region: ONNX holds them to float32 in every precision."""
+    for node in model.graph.node:
+        if node.op_type == "Resize":
+            yield from node.input[1:3]
 
 
 def _copied(node: "NodeProto") -> "NodeProto":

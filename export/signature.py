@@ -25,6 +25,8 @@ def named_inputs(module: "nn.Module", shapes: Sequence[InputSpec]) -> tuple[Inpu
         ExportError: a name that ``forward`` does not have, one given twice, or a parameter that is left over.
     """
     parameters = _parameters(module)
+    if not parameters:
+        raise ExportError(f"{type(module).__name__}.forward names no input: it takes {_taken(module)}.")
     if len(shapes) == 1 and not shapes[0].name:
         _check_rest(parameters, {next(iter(parameters), ""): shapes[0]}, type(module).__name__)
         return (InputSpec("input", shapes[0].shape, shapes[0].dtype),)
@@ -38,13 +40,20 @@ def named_inputs(module: "nn.Module", shapes: Sequence[InputSpec]) -> tuple[Inpu
 
 
 def _parameters(module: "nn.Module") -> dict[str, bool]:
-    """Return the parameters that can be given by position, and whether each has a default."""
-    signature = inspect.signature(module.forward)
-    return {
-        parameter.name: parameter.default is not inspect.Parameter.empty
-        for parameter in signature.parameters.values()
-        if parameter.kind in _KINDS
-    }
+    """Return the parameters that can be given by position, and whether each has a default.
+
+    Raises:
+        ExportError: one that must be given by keyword.
+    """
+    found = inspect.signature(module.forward).parameters.values()
+    needed = [item.name for item in found if item.kind is item.KEYWORD_ONLY and item.default is item.empty]
+    if needed:
+        raise ExportError(f"{type(module).__name__}.forward needs {needed[0]} by keyword. Give it a default.")
+    return {item.name: item.default is not item.empty for item in found if item.kind in _KINDS}
+
+
+def _taken(module: "nn.Module") -> str:
+    return str(inspect.signature(module.forward)).partition(" ->")[0]
 
 
 def _check_rest(parameters: dict[str, bool], given: dict[str, InputSpec], network: str) -> None:

@@ -68,6 +68,8 @@ def _check_same(
     names = [value.name for value in model.graph.output]
     if names != [value.name for value in simpler.graph.output]:
         raise ExportError(f"--simplify {how} renamed the outputs. Use --simplify none.")
+    if [value.name for value in model.graph.input] != [value.name for value in simpler.graph.input]:
+        raise ExportError(f"--simplify {how} took an input away. Use --simplify none.")
     before, after = (open_session(m.SerializeToString(), "cpu").run(dict(inputs), names) for m in (model, simpler))
     if not all(np.array_equal(x, y) for x, y in zip(before, after, strict=True)):
         raise ExportError(f"--simplify {how} changed the network's answers. Use --simplify none.")

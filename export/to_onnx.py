@@ -86,10 +86,19 @@ def from_program(
     Raises:
         ExportError: randomness, training mode, state, sizes that depend on the data, or what the converter refuses.
     """
+    check_program(program)
+    return Exported(_convert(program, inputs, outputs, batch, opset), rounded_program(program), "torch.export")
+
+
+def check_program(program: "ExportedProgram") -> None:
+    """Refuse a program that no graph can stand for.
+
+    Raises:
+        ExportError: randomness, training mode, state, or sizes that depend on the data.
+    """
     _check_sizes(program)
     _check_deterministic(program)
     _check_stateless(program)
-    return Exported(_convert(program, inputs, outputs, batch, opset), rounded_program(program), "torch.export")
 
 
 def _check_eval(module: "torch.nn.Module") -> None:

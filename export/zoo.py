@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,7 @@ def _timm(recipe: Recipe) -> Found:
     timm: Any = importlib.import_module("timm")
     name, trained = recipe.spec.where, recipe.weights == "imagenet"
     if not name.startswith("hf-hub:") and not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
+        near = get_close_matches(name, timm.list_models(), n=3)
         raise ExportError(f"timm has no network {name!r}{': perhaps ' + ', '.join(near) if near else ''}.")
     module = timm.create_model(name, pretrained=trained, **dict(recipe.model_args))
     return module, _of_timm(timm.data.resolve_model_data_config(module))
@@ -118,8 +119,6 @@ def _torchvision(recipe: Recipe) -> Found:
     models: Any = importlib.import_module("torchvision.models")
     name = recipe.spec.where
     if name not in models.list_models():
-        from difflib import get_close_matches
-
         near = get_close_matches(name, models.list_models(), n=3)
         raise ExportError(f"torchvision has no network {name!r}{': perhaps ' + ', '.join(near) if near else ''}.")
     published = models.get_model_weights(name).DEFAULT

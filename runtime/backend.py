@@ -137,6 +137,7 @@ def _try_cuda(ort: ModuleType, graph: bytes, threads: int) -> tuple[Any | None, 
 
 def _open_cpu(ort: ModuleType, graph: bytes, backend: Backend, threads: int, optimise: bool = True) -> OrtSession:
     options = _options(ort, threads)
+    options.log_severity_level = 4  # what fails is raised; its log would say that again, in colour
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
