@@ -26,6 +26,7 @@ _CHANNELS = {"RGB": 3, "L": 1}
 # No EPS: Pillow would start Ghostscript on it.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 _DEEP = ("I", "F")  # more than 8 bits a channel: Pillow clips them at 255 without a word
+_FULL_SCALE = {"PPM", "PNG"}  # formats whose grey of more than 8 bits Pillow brings to 0…65535, in mode I too
 _MOST_PIXELS = 178_956_970  # Pillow's own limit for a file, here for what comes out of a resizing
 _INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # the numbers are Pillow's
 
@@ -121,6 +122,7 @@ def preprocess(pictures: Pictures, recipe: Preprocessing) -> npt.NDArray[Any]:
         pictures: a path, the bytes of an image file, a Pillow image, an array ``(H, W, 3)`` or ``(H, W)`` of uint8,
             or an iterable of these. A uint8 array ``(N, H, W, 3)`` counts as N pictures, and so does ``(N, H, W)``
             where the mode is ``L``.
+            A grey picture of 16 bits is scaled to 8: value / 257, rounded; colour of 16 bits Pillow itself cuts to 8.
         recipe: what to do with them; it stands in the bundle's manifest.
 
     Returns:
@@ -128,8 +130,9 @@ def preprocess(pictures: Pictures, recipe: Preprocessing) -> npt.NDArray[Any]:
         uint8: ``normalise`` makes the former of the latter.
 
     Raises:
-        InputError: a file that is no image, an array of another dtype or shape, more than 8 bits a channel, a picture
-            smaller than the crop, or pictures that come out in different sizes.
+        InputError: a file that is no image, an array of another dtype or shape, 32 bits, floating point or 12 bits a
+            channel (whose white nobody knows), a picture smaller than the crop, or pictures that come out in different
+            sizes.
     """
     rows = [_prepare(picture, recipe) for picture in one_by_one(pictures, recipe)]
     if not rows:
@@ -209,8 +212,26 @@ def _upright(image: "Image", mode: Mode) -> "Image":
 
     turned = ImageOps.exif_transpose(image)
     if turned.mode.startswith(_DEEP):
-        raise InputError(f"picture: expected 8 bits a channel, got Pillow's mode {turned.mode}. Convert it first.")
+        return _to_eight_bits(turned, image).convert(mode)
     return turned.convert("RGBA").convert(mode) if "transparency" in turned.info else turned.convert(mode)
+
+
+def _to_eight_bits(turned: "Image", source: "Image") -> "Image":
+    """Scale 16-bit grey; ``source`` still knows which file it came from."""
+    from PIL import Image
+
+    tags: Mapping[int, Any] = getattr(
+        source, "tag_v2", {}
+    )  # TIFF 6.0: 258 BitsPerSample, 262 Photometric (0: negative)
+    usual = tags.get(258, (16,)) == (16,) and tags.get(262, 1) == 1
+    full = turned.mode.startswith("I;16") or (turned.mode == "I" and source.format in _FULL_SCALE)
+    if not (usual and full):
+        raise InputError(
+            f"picture: expected 8 bits a channel, or 16 bits of grey; got Pillow's mode {turned.mode}. "
+            "Convert it first."
+        )
+    deep = np.asarray(turned).astype(np.uint32)
+    return Image.fromarray(((deep + 128) // 257).astype(np.uint8))
 
 
 def _from_array(pixels: npt.NDArray[np.uint8]) -> "Image":

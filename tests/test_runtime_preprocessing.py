@@ -190,14 +190,58 @@ def test_other_kinds_of_colour_are_converted_as_pillow_does(pixels: Pixels, mode
     assert np.allclose(levels(preprocess(file, PLAIN)), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("dtype", "mode"), [("uint16", "I;16"), ("int32", "I"), ("float32", "F")])
+DEEP = (np.arange(64, dtype=np.uint32) * 65535 // 63).reshape(8, 8)  # 16-bit grey, black to white
+
+
+def deep(kind: str, mode: str = "I;16") -> bytes:
+    return encode(Image.fromarray(DEEP.astype(np.uint16)).convert(mode), kind)
+
+
 @pytest.mark.parametrize("recipe", [PLAIN, GREY], ids=["RGB", "L"])
-def test_more_than_eight_bits_are_refused_and_never_clipped(dtype: str, mode: str, recipe: Preprocessing) -> None:
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "JPEG2000"])
+def test_sixteen_bits_of_grey_are_scaled_and_never_clipped(kind: str, recipe: Preprocessing) -> None:
+    picture = deep(kind)
+    assert np.array_equal(levels(preprocess(picture, recipe))[:, :, 0].round(), np.rint(DEEP / 257))
+    assert np.array_equal(preprocess(Image.open(io.BytesIO(picture)), recipe), preprocess(picture, recipe))
+
+
+def test_a_sixteen_bit_picture_in_memory_is_read_as_its_file_is() -> None:
+    image = Image.fromarray(DEEP.astype(np.uint16))
+    assert image.mode == "I;16"
+    assert np.array_equal(preprocess(image, GREY), preprocess(encode(image), GREY))
+
+
+def test_eight_bits_widened_to_sixteen_come_back_exactly() -> None:
+    narrow = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    wide = Image.fromarray(narrow.astype(np.uint16) * 257)
+    assert np.array_equal(preprocess(wide, GREY), preprocess(narrow, GREY))
+
+
+def test_a_sixteen_bit_picture_is_turned_as_the_camera_was_held() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = encode(Image.fromarray(DEEP.astype(np.uint16)), "PNG", exif=exif)
+    assert np.array_equal(levels(preprocess(picture, GREY))[:, :, 0].round(), np.rot90(np.rint(DEEP / 257), -1))
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [("int32", "I"), ("float32", "F")])
+@pytest.mark.parametrize("recipe", [PLAIN, GREY], ids=["RGB", "L"])
+def test_pictures_whose_white_nobody_knows_are_refused(dtype: str, mode: str, recipe: Preprocessing) -> None:
     image = Image.fromarray(np.arange(0, 64000, 1000).reshape(8, 8).astype(dtype))
     for picture in (image, encode(image, "TIFF")):
         with pytest.raises(InputError) as caught:
             preprocess(picture, recipe)
-        assert str(caught.value) == (f"picture: expected 8 bits a channel, got Pillow's mode {mode}. Convert it first.")
+        assert str(caught.value) == (
+            f"picture: expected 8 bits a channel, or 16 bits of grey; got Pillow's mode {mode}. Convert it first."
+        )
+
+
+def test_a_sixteen_bit_negative_is_refused() -> None:
+    content = bytearray(deep("TIFF"))
+    at = content.index(b"\x06\x01\x03\x00\x01\x00\x00\x00\x01\x00")  # tag 262, one short: 1, black is zero
+    content[at + 8] = 0
+    with pytest.raises(InputError, match=r"got Pillow's mode I;16\. Convert it first\."):
+        preprocess(bytes(content), GREY)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
