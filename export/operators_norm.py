@@ -52,9 +52,7 @@ def layer_norm(
     return e.emit("LayerNormalization", names, axis=-len(normalized_shape), epsilon=float(eps))
 
 
-def group_norm(
-    e: Emitter, input: str, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
-) -> str:
+def group_norm(e: Emitter, input: str, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> str:
     """InstanceNormalization of each group as one channel, then the weights of the true channels."""
     rows, channels, *space = e.shape(input)
     flat = (rows, num_groups, channels // num_groups * math.prod(space))

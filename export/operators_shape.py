@@ -49,9 +49,7 @@ def unsqueeze(e: Emitter, input: str, dim: int) -> str:
 
 def squeeze(e: Emitter, input: str, *dim: Any) -> str:
     """Squeeze of named axes; of all of them the batch would be one where it is 1."""
-    axes = [
-        axis for axis in axes_of(e, input, numbers(dim) if dim else None, "a squeeze") if e.shape(input)[axis] == 1
-    ]
+    axes = [axis for axis in axes_of(e, input, numbers(dim) if dim else None, "a squeeze") if e.shape(input)[axis] == 1]
     return e.emit("Squeeze", [input, e.integers("axes", axes)]) if axes else input
 
 

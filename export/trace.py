@@ -102,10 +102,11 @@ def trace(module: "torch.nn.Module", examples: "list[torch.Tensor]", leaves: fro
     from engineworks.export.tracer import RunningTracer
 
     try:
-        root, tracer = copy_module(module, ()), RunningTracer(examples, leaves)
-        held = {name for name, _ in (*root.named_parameters(), *root.named_buffers())}
-        state = _state(root)
-        graph = tracer.follow(root)
+        with no_random_numbers():
+            root, tracer = copy_module(module, ()), RunningTracer(examples, leaves)
+            held = {name for name, _ in (*root.named_parameters(), *root.named_buffers())}
+            state = _state(root)
+            graph = tracer.follow(root)
     except CannotTranslate:
         raise
     except Exception as error:  # whatever the module's own forward raises when it is run on proxies
@@ -115,11 +116,9 @@ def trace(module: "torch.nn.Module", examples: "list[torch.Tensor]", leaves: fro
         raise CannotTranslate(f"a tensor made inside forward ({min(made)})")
     traced = Traced(fx.GraphModule(root, graph), root, tracer.values, tracer.fixed, tracer.writing, tracer.result)
     check_writes(traced)
+    traced.module.recompile()
     if _state(root) != state:
         raise CannotTranslate("a forward that changes the module: a write to the module's own tensors or attributes")
-    for node in graph.nodes:
-        if node.op == "placeholder" and (node.args or str(node.target).startswith("*")):
-            raise CannotTranslate(f"an optional argument of forward ({node.name})")
     return traced
 
 
@@ -188,8 +187,11 @@ def first_line(error: Exception) -> str:
 
 
 def check_writes(traced: Traced) -> None:
-    """Refuse writes that anyone but the writer would see, and functions of unknown make."""
-    readers = _Readers(traced)
+    """Let who reads a value after a write read what was written; refuse writes that reach further, and odd functions.
+
+    Further: to the module's own tensors, to the input, to memory of which there are views.
+    """
+    memory = _Memory(traced)
     for node in traced.module.graph.nodes:
         if node.op == "call_function" and not _is_known(node.target):
             raise CannotTranslate(f"the function {node.target.__name__}")
@@ -199,7 +201,7 @@ def check_writes(traced: Traced) -> None:
             continue
         if traced.fixed.intersection((node, *node.all_input_nodes[:1])) or "out" in node.kwargs:
             raise CannotTranslate(f"a write to the module's own tensors ({node.name})")
-        if readers.others_than(node):
+        if memory.is_read_elsewhere(node):
             raise CannotTranslate(f"an in-place write at {node.name} to a value with other readers")
 
 
@@ -220,8 +222,8 @@ def _writes(node: "fx.Node", traced: "fx.GraphModule") -> bool:
     return name in {*_AUGMENTED, "setitem", "__setitem__"} or (name.endswith("_") and not name.endswith("__"))
 
 
-class _Readers:
-    """Knows which values lie in the same memory, and when each is read last."""
+class _Memory:
+    """Knows which values lie in the same memory, and when each is read."""
 
     def __init__(self, traced: Traced) -> None:
         self._values, self._sharing = traced.values, dict[int, list["fx.Node"]]()
@@ -230,15 +232,21 @@ class _Readers:
             for place in _memory(self._values.get(node)):
                 self._sharing.setdefault(place, []).append(node)
 
-    def others_than(self, writer: "fx.Node") -> bool:
-        """Tell whether a value from before the write, in memory written to, is the input's or is read afterwards."""
+    def is_read_elsewhere(self, writer: "fx.Node") -> bool:
+        """Tell whether a value from before the write, in memory written to, is the input's or is read afterwards.
+
+        What is read afterwards and is the very tensor that the writer returns is read from the writer instead.
+        """
         now = self._position[writer]
-        for node in (writer, *writer.all_input_nodes[:1]):
-            for place in _memory(self._values[node]):
-                for other in self._sharing[place]:
-                    later = any(self._position[user] > now for user in other.users)
-                    if self._position[other] < now and (later or other.op in {"placeholder", "get_attr"}):
-                        return True
+        places = _memory(self._values[writer]).union(*(_memory(self._values[n]) for n in writer.all_input_nodes[:1]))
+        for other in [node for place in places for node in self._sharing[place] if self._position[node] < now]:
+            if other.op in {"placeholder", "get_attr"}:
+                return True
+            later = [user for user in other.users if self._position[user] > now]
+            if later and self._values[other] is not self._values[writer]:
+                return True
+            for user in later:
+                user.replace_input_with(other, writer)
         return False
 
 

@@ -5,6 +5,7 @@ The one size that must not become a number is the batch: ``x.shape[0]`` stays a 
 decide by it is refused by the tracer, as every decision by data is.
 """
 
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,7 +32,7 @@ class RunningTracer(fx.Tracer):
         self.fixed: set[fx.Node] = set()
         self.writing: set[fx.Node] = set()
         self.result: Any = None
-        self._examples, self._count, self._rows = iter(examples), len(examples), len(examples[0])
+        self._examples, self._rows = examples, len(examples[0])
         self._leaves = leaves
         self._names: dict[int, str] = {}
         self._proxies: dict[str, fx.Proxy] = {}
@@ -45,8 +46,6 @@ class RunningTracer(fx.Tracer):
         graph = self.trace(module)
         output = next(reversed(graph.nodes))
         self.result = map_arg(output.args[0], self._value)
-        if sum(node.op == "placeholder" for node in graph.nodes) != self._count:
-            raise CannotTranslate(f"a forward that does not take {self._count} inputs")
         self._drop_unread_batch(graph)
         return graph
 
@@ -58,6 +57,16 @@ class RunningTracer(fx.Tracer):
                 graph.erase_node(shape)
 
     # --- what PyTorch's tracer asks for ---
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Give ``forward`` as many inputs as there are examples, by position; the rest keeps its defaults."""
+        taken = [
+            name for name, parameter in inspect.signature(root_fn).parameters.items()
+            if parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}
+        ][1 : len(self._examples) + 1]  # fmt: skip
+        if len(taken) != len(self._examples):
+            raise CannotTranslate(f"a forward that does not take {len(self._examples)} inputs")
+        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in taken)]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep as one node what there is a rule for; follow the forward of all else, subclasses among it."""
@@ -90,7 +99,7 @@ class RunningTracer(fx.Tracer):
 
     def _run(self, node: fx.Node) -> None:
         if node.op == "placeholder":
-            self.values[node] = self._next_example()
+            self.values[node] = self._examples[len(self.values)].clone()
             return
         if node.op == "get_attr" or self.fixed.issuperset(node.all_input_nodes):
             self.fixed.add(node)
@@ -118,12 +127,6 @@ class RunningTracer(fx.Tracer):
         if node not in self.values:  # PyTorch's tracer makes nodes of its own for tensors that are no proxies
             self._run(node)
         return self.values[node]
-
-    def _next_example(self) -> torch.Tensor:
-        example = next(self._examples, None)
-        if example is None:
-            raise CannotTranslate(f"a forward that does not take {self._count} inputs")
-        return example.clone()
 
     def sizes(self, proxy: fx.Proxy) -> Any:
         """Return a tensor's shape: numbers, but for the batch of what depends on the input.

@@ -63,9 +63,7 @@ def translate(
     return graph, traced.module
 
 
-def _begin(
-    traced: Traced, inputs: "Mapping[str, torch.Tensor]", outputs: tuple[str, ...], opset: int
-) -> Emitter:
+def _begin(traced: Traced, inputs: "Mapping[str, torch.Tensor]", outputs: tuple[str, ...], opset: int) -> Emitter:
     import torch
 
     held = [*traced.module.named_parameters(), *traced.module.named_buffers()]
