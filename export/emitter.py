@@ -56,9 +56,13 @@ class Emitter:
     def step(
         self, what: str, operator: str, inputs: Sequence[str], shape: tuple[int, ...] | None = None, **attributes: Any
     ) -> str:
-        """Append a node on the way to it, called ``node/what``; ``shape`` is its first input's unless it is given."""
+        """Append a node on the way to it, called ``node/what``.
+
+        ``shape`` is its first input's unless it is given; () leaves it unsaid.
+        """
         output = self._append(operator, inputs, [self._free(f"{self.current}/{what}")], attributes)
-        self.shapes[output] = self.shapes[inputs[0]] if shape is None else shape
+        if shape != ():
+            self.shapes[output] = self.shapes[inputs[0]] if shape is None else shape
         return output
 
     def emit_parts(self, operator: str, inputs: Sequence[str], **attributes: Any) -> tuple[str, ...]:

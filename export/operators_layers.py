@@ -63,6 +63,8 @@ def conv_transpose(
         raise CannotTranslate("a convolution with a kernel that is computed from the input")
     dims = weight.dim() - 2
     check_rank(e, input, weight.dim())
+    if any(more >= step for more, step in zip(spread(output_padding, dims), spread(stride, dims), strict=True)):
+        raise CannotTranslate("an output padding that ONNX Runtime refuses: as large as the stride")
     names = [input, tensor(e, weight, "weight"), *_bias(e, bias)]
     return e.emit(
         "ConvTranspose", names, kernel_shape=list(weight.shape[2:]), strides=spread(stride, dims),

@@ -201,6 +201,8 @@ def extreme(pairwise: str, along: str) -> Rule:
 
     def rule(e: Emitter, input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
         second = dim if other is None else other
+        if second is None:
+            raise CannotTranslate("an extreme over everything")
         if not isinstance(second, int):
             return binary(pairwise)(e, input, second)
         axes = e.integers("axes", [axis_of(e, input, second)])

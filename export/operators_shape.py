@@ -107,8 +107,8 @@ def _rows_of(e: Emitter, constant: Any, wanted: list[Any]) -> str:
         raise CannotTranslate("a constant with an axis of its own along the batch")
     if e.result[1:] != tuple(constant.shape[1:]):
         raise CannotTranslate("a constant expanded along other axes than the batch")
-    batch = e.step("batch", "Shape", [next(iter(e.shapes))], (1,), start=0, end=1)
-    shape = e.step("shape", "Concat", [batch, e.integers("row", list(e.result[1:]))], (len(wanted),), axis=0)
+    batch = e.step("batch", "Shape", [next(iter(e.shapes))], (), start=0, end=1)
+    shape = e.step("shape", "Concat", [batch, e.integers("row", list(e.result[1:]))], (), axis=0)
     return e.emit("Expand", [tensor(e, constant, "row_of_all"), shape])
 
 
@@ -240,9 +240,11 @@ def size(e: Emitter, input: str, dim: int | None = None) -> Any:
 
 
 def attribute(e: Emitter, input: Any, name: str) -> Any:
-    """Return ``x.shape``, or the values of an extreme; no other attribute is known."""
+    """Return ``x.shape``, ``x.mT``, or the values of an extreme; no other attribute is known."""
     if name == "values" and isinstance(input, tuple):
         return input[0]
+    if name == "mT":
+        return transpose(e, input, -2, -1)
     if name != "shape" or not isinstance(input, str):
         raise CannotTranslate(f"the attribute {name}")
     return size(e, input)

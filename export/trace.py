@@ -199,7 +199,7 @@ def check_writes(traced: Traced) -> None:
             raise CannotTranslate(f"a tensor that is not initialised ({node.name})")
         if node not in traced.writing and not _writes(node, traced.module):
             continue
-        if traced.fixed.intersection((node, *node.all_input_nodes[:1])) or "out" in node.kwargs:
+        if traced.fixed.intersection((node, *node.all_input_nodes[:1])) or node.kwargs.get("out") is not None:
             raise CannotTranslate(f"a write to the module's own tensors ({node.name})")
         if memory.is_read_elsewhere(node):
             raise CannotTranslate(f"an in-place write at {node.name} to a value with other readers")
@@ -217,7 +217,7 @@ def _writes(node: "fx.Node", traced: "fx.GraphModule") -> bool:
     if node.op == "call_module":
         return bool(getattr(traced.get_submodule(str(node.target)), "inplace", False))
     name = _kind(node, traced)
-    if node.kwargs.get("inplace") or "out" in node.kwargs:
+    if node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
         return True
     return name in {*_AUGMENTED, "setitem", "__setitem__"} or (name.endswith("_") and not name.endswith("__"))
 
