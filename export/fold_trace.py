@@ -73,7 +73,7 @@ def _fold_module(node: "fx.Node", norm: Any, traced: "fx.GraphModule", values: "
     from torch import nn
 
     name = str(node.target)
-    layer = traced.get_submodule(name)
+    layer: Any = traced.get_submodule(name)
     calls = [other for other in traced.graph.nodes if other.op == "call_module" and other.target == name]
     read = any(other.op == "get_attr" and str(other.target).startswith(f"{name}.") for other in traced.graph.nodes)
     transposed = type(layer) in {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}

@@ -9,7 +9,6 @@ import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from engineworks.export.emitter import Emitter
 from engineworks.export.operands import Rule
 from engineworks.export.operators_layers import (
     attention,

@@ -54,7 +54,7 @@ def conv_module(e: Emitter, input: str, m: Any) -> str:
     return conv(e, padded, m.weight, m.bias, m.stride, 0, m.dilation, m.groups)
 
 
-def conv_transpose(
+def conv_transpose(  # noqa: PLR0913, PLR0917 - PyTorch's own arguments
     e: Emitter, input: str, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
     groups: int = 1, dilation: Any = 1,
 ) -> str:  # fmt: skip
@@ -116,11 +116,11 @@ def matmul(e: Emitter, input: Any, other: Any) -> str:
 
 def attention(
     e: Emitter, query: str, key: str, value: str, attn_mask: Any = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    is_causal: bool = False, scale: float | None = None,
 ) -> str:  # fmt: skip
     """Softmax(QKᵀ/√d)V, spelled out; no mask."""
-    if attn_mask is not None or dropout_p or is_causal or enable_gqa:
-        raise CannotTranslate("attention with a mask, dropout or grouped heads")
+    if attn_mask is not None or dropout_p or is_causal:
+        raise CannotTranslate("attention with a mask or dropout")
     shapes = [e.shape(operand) for operand in (query, key, value)]
     if len({shape[:-2] for shape in shapes}) != 1 or len(shapes[0]) < 3:
         raise CannotTranslate("attention between values of different shape")

@@ -17,7 +17,7 @@ def batch_norm_module(e: Emitter, input: str, m: Any, dims: tuple[int, ...]) -> 
     return batch_norm(e, input, m.running_mean, m.running_var, m.weight, m.bias, False, 0.0, m.eps)
 
 
-def batch_norm(
+def batch_norm(  # noqa: PLR0913, PLR0917 - PyTorch's own arguments
     e: Emitter, input: str, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
     training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> str:  # fmt: skip
@@ -76,7 +76,7 @@ def group_norm_module(e: Emitter, input: str, m: Any) -> str:
     return group_norm(e, input, m.num_groups, m.weight, m.bias, m.eps)
 
 
-def instance_norm(
+def instance_norm(  # noqa: PLR0913, PLR0917 - PyTorch's own arguments
     e: Emitter, input: str, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
     use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
 ) -> str:  # fmt: skip

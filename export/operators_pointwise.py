@@ -206,8 +206,7 @@ def extreme(pairwise: str, along: str) -> Rule:
         if not isinstance(second, int):
             return binary(pairwise)(e, input, second)
         axes = e.integers("axes", [axis_of(e, input, second)])
-        name, shape = e.parts[0]
-        values = e.step("values", along, [input, axes], shape, keepdims=int(keepdim))
+        values = e.step("values", along, [input, axes], e.parts[0][1], keepdims=int(keepdim))
         return values, CannotTranslate("the indices of an extreme")
 
     return rule

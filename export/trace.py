@@ -84,7 +84,8 @@ def no_random_numbers() -> Iterator[None]:
 class Traced:
     """A trace, and what each of its nodes gave when it was taken (``tracer.RunningTracer``).
 
-    ``module`` is the trace, on weights of its own; ``original`` the copy that it was taken of.
+    ``module`` is the trace, on weights of its own; ``original`` the copy that it was taken of. Of what depends on the
+    input only shapes and types are kept.
     """
 
     module: "fx.GraphModule"
@@ -117,9 +118,19 @@ def trace(module: "torch.nn.Module", examples: "list[torch.Tensor]", leaves: fro
     traced = Traced(fx.GraphModule(root, graph), root, tracer.values, tracer.fixed, tracer.writing, tracer.result)
     check_writes(traced)
     traced.module.recompile()
+    traced.values = {node: _slim(value) if node not in traced.fixed else value for node, value in traced.values.items()}
     if _state(root) != state:
         raise CannotTranslate("a forward that changes the module: a write to the module's own tensors or attributes")
     return traced
+
+
+def _slim(value: Any) -> Any:
+    """Keep of a tensor its shape and type: its numbers are as large as the network's activations."""
+    import torch
+
+    if isinstance(value, (tuple, list)):
+        return tuple(_slim(part) for part in value)
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 def _state(module: "torch.nn.Module") -> list[Any]:
@@ -138,7 +149,7 @@ def _described(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_described(part) for part in value]
     if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
-        content = value.detach().reshape(-1).view(torch.uint8).numpy().tobytes()  # .data writes count no version
+        content = _bytes(value).numpy().tobytes()  # .data writes count no version
         return id(value), content, value._version, value
     if isinstance(value, np.ndarray):
         return value.tobytes()
@@ -165,8 +176,33 @@ def ask(traced: Traced, inputs: "Mapping[str, torch.Tensor]", rows: int) -> None
     except Exception as error:  # the module's own
         raise CannotTranslate(f"a module that does not run ({first_line(error)})") from error
     right, answers = tree_leaves(result), tree_leaves(traced.result)
-    if len(right) != len(answers) or not all(_same(one, other, rows) for one, other in zip(right, answers)):
+    if len(right) != len(answers) or not all(
+        _same(one, other, rows) for one, other in zip(right, answers, strict=True)
+    ):
         raise CannotTranslate("a forward that answers otherwise when it is traced, or among other rows")
+
+
+def share(traced: Traced, module: "torch.nn.Module") -> None:
+    """Let the copies have the module's own tensors again, which are as large; both runs have left them as they were.
+
+    Raises:
+        CannotTranslate: they have not.
+    """
+    import torch
+
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    copies = dict((*traced.original.named_parameters(), *traced.original.named_buffers()))
+    for name, tensor in tensors:
+        copied = copies[name]
+        if not torch.equal(copied, tensor) and not torch.equal(_bytes(copied), _bytes(tensor)):  # not a number is none
+            raise CannotTranslate(f"a forward that changes the module: a write to {name}")
+        copied.data = tensor.data
+
+
+def _bytes(tensor: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
+    return tensor.detach().reshape(-1).view(torch.uint8)
 
 
 def _same(right: Any, traced: Any, rows: int) -> bool:
@@ -175,10 +211,10 @@ def _same(right: Any, traced: Any, rows: int) -> bool:
 
     if not isinstance(right, torch.Tensor) or not isinstance(traced, torch.Tensor):
         return type(right) is type(traced)
-    first = traced[:rows] if traced.dim() else traced
+    first = traced if traced.shape == right.shape else traced[:rows]  # what has no batch is refused elsewhere
     if (right.dtype, right.shape) != (first.dtype, first.shape):
         return False
-    return sqnr(right.detach().numpy(), first.detach().numpy()) > _SAME_DB
+    return sqnr(right.detach().double().numpy(), first.detach().double().numpy()) > _SAME_DB
 
 
 def first_line(error: Exception) -> str:

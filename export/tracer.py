@@ -47,6 +47,8 @@ class RunningTracer(fx.Tracer):
         output = next(reversed(graph.nodes))
         self.result = map_arg(output.args[0], self._value)
         self._drop_unread_batch(graph)
+        self._proxies.clear()  # they refer to this tracer; without the ring all of it goes with its last reader
+        self._batch = None
         return graph
 
     def _drop_unread_batch(self, graph: fx.Graph) -> None:

@@ -46,7 +46,7 @@ def import_torchvision() -> tuple[ModuleType, bool]:
 def _declare() -> None:
     import torch
 
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for name in _OPERATORS:
-        library.define(name + _SIGNATURE)
+        library.define(name + _SIGNATURE)  # type: ignore[no-untyped-call]
     _declared.append(library)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engineworks.export.emitter import CannotTranslate
-from engineworks.export.operands import spread
 from engineworks.export.to_onnx import to_onnx
 from engineworks.export.translate import translate
 from engineworks.runtime.backend import open_session
@@ -198,15 +197,6 @@ def test_it_refuses(what: str) -> None:
 def test_a_constant_with_more_than_one_row_is_refused_at_a_fixed_batch_too() -> None:
     with pytest.raises(CannotTranslate, match=MEETS):
         check(Net(lambda n, x: x + n.b, b=constant(3, 1)), example(1, 4), batch=Batch(1, 1, 1))
-
-
-def test_a_size_is_spelled_out_for_each_axis() -> None:
-    assert spread(2, 3) == spread([2], 3) == [2, 2, 2]
-    assert spread((2, 3)) == [2, 3]
-    wrong: Any
-    for wrong in ((), (1, 2, 3), (1, 2.5)):
-        with pytest.raises(CannotTranslate, match="for 2 axes"):
-            spread(wrong)
 
 
 def test_a_layer_whose_class_was_given_another_forward_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,7 +50,9 @@ RIGHT: dict[str, tuple[Any, tuple[int, ...]]] = {
     "transposed, grouped, dilated": (nn.ConvTranspose2d(4, 6, (2, 3), (1, 2), 0, 0, 2, False, 2), PICTURE),
     "transposed along one axis": (nn.ConvTranspose1d(4, 6, 3, stride=3), SIGNAL),
     "transposed along three axes": (nn.ConvTranspose3d(4, 6, 2, stride=2), VOLUME),
-    "by function": (Weighted(lambda n, x: F.conv2d(x, n.w, n.b, 2, 1) + F.conv2d(x, n.w, stride=2, padding=1)), PICTURE),
+    "by function": (
+        Weighted(lambda n, x: F.conv2d(x, n.w, n.b, 2, 1) + F.conv2d(x, n.w, stride=2, padding=1)), PICTURE,
+    ),
     "transposed by function": (Weighted(lambda n, x: F.conv_transpose2d(x, n.w, n.b, stride=2)), PICTURE),
     "a standardised kernel": (Weighted(standardised), PICTURE),
     "padding by the input's size": (Weighted(padded_by_size), PICTURE),
@@ -63,7 +65,9 @@ RIGHT: dict[str, tuple[Any, tuple[int, ...]]] = {
     "pixels shuffled": (nn.PixelShuffle(2), PICTURE),
     "pixels gathered": (nn.PixelUnshuffle(2), (2, 3, 4, 6)),
     "channels shuffled": (nn.ChannelShuffle(2), PICTURE),
-    "a weight in two layouts": (Weighted(lambda n, x: F.linear(x, n.m) + F.linear(x.mean(1), n.m).unsqueeze(1)), TOKENS),
+    "a weight in two layouts": (
+        Weighted(lambda n, x: F.linear(x, n.m) + F.linear(x.mean(1), n.m).unsqueeze(1)), TOKENS,
+    ),
 }  # fmt: skip
 
 
@@ -107,6 +111,7 @@ def test_what_is_not_certain_is_refused(what: str, refusal: Any) -> None:
 
 
 @pytest.mark.filterwarnings(NOTICE)
+@settings(max_examples=30)
 @given(data=st.data(), transposed=st.booleans(), dims=st.integers(1, 3), groups=st.sampled_from([1, 2]))
 def test_any_convolution_is_right(
     data: st.DataObject, transposed: bool, dims: int, groups: int, translated: Any

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -28,9 +28,13 @@ RIGHT: dict[str, tuple[Any, tuple[int, ...]]] = {
     "the largest of halves": (nn.AdaptiveMaxPool2d((None, 3)), PICTURE),
     "the largest of a signal": (nn.AdaptiveMaxPool1d(1), SIGNAL),
     "functions": (lambda x: F.max_pool2d(x, 3, 1, 1) + F.avg_pool2d(x, 3, 1, 1) + F.adaptive_max_pool2d(x, 1), PICTURE),
-    "functions along one axis": (lambda x: F.max_pool1d(x, 3) + F.avg_pool1d(x, 3) + F.adaptive_avg_pool1d(x, 3), SIGNAL),
+    "functions along one axis": (
+        lambda x: F.max_pool1d(x, 3) + F.avg_pool1d(x, 3) + F.adaptive_avg_pool1d(x, 3), SIGNAL,
+    ),
     "minimum by the largest of the negative": (lambda x: -F.max_pool2d(-x, kernel_size=2, stride=1), PICTURE),
-    "padding by minus infinity first": (lambda x: F.max_pool2d(F.pad(x, [0, 1, 0, 1], value=-float("inf")), 3, 2), PICTURE),
+    "padding by minus infinity first": (
+        lambda x: F.max_pool2d(F.pad(x, [0, 1, 0, 1], value=-float("inf")), 3, 2), PICTURE,
+    ),
 }  # fmt: skip
 
 
@@ -56,6 +60,7 @@ def test_what_is_not_certain_is_refused(what: str, refusal: Any) -> None:
     assert re.search(why, refusal(nn.Sequential(net), *shape))
 
 
+@settings(max_examples=30)
 @given(
     kernel=st.integers(1, 4), stride=st.integers(1, 4), padding=st.integers(0, 2), ceil=st.booleans(),
     size=st.integers(3, 10), counted=st.booleans(), dims=st.integers(1, 3),

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -29,9 +29,13 @@ RIGHT: dict[str, tuple[Any, tuple[int, ...]]] = {
     "linear": (nn.Upsample(scale_factor=2, mode="bilinear"), PICTURE),
     "linear with corners": (nn.UpsamplingBilinear2d(scale_factor=3), PICTURE),
     "linear to a size": (lambda x: F.interpolate(x, (5, 13), mode="bilinear"), PICTURE),
-    "linear to a size with corners": (lambda x: F.interpolate(x, (5, 13), mode="bilinear", align_corners=True), PICTURE),
+    "linear to a size with corners": (
+        lambda x: F.interpolate(x, (5, 13), mode="bilinear", align_corners=True), PICTURE,
+    ),
     "linear along one axis": (nn.Upsample(scale_factor=1.5, mode="linear"), (2, 3, 6)),
-    "to the size of another": (lambda x: F.interpolate(x[..., ::2, ::2], size=x.shape[-2:], mode="nearest") + x, PICTURE),
+    "to the size of another": (
+        lambda x: F.interpolate(x[..., ::2, ::2], size=x.shape[-2:], mode="nearest") + x, PICTURE,
+    ),
     "to the size that is there": (lambda x: F.interpolate(x, x.shape[2:], mode="bilinear") * 2, PICTURE),
 }  # fmt: skip
 
@@ -47,7 +51,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "cropping": (lambda x: F.pad(x, (-1, 0)), "less than nothing"),
     "padding of the batch": (lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0)), "padding of the batch"),
     "the nearest of a size between": (lambda x: F.interpolate(x, (9, 12)), "other than a whole factor"),
-    "the exact nearest": (lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact"), "resizing by nearest-exact"),
+    "the exact nearest": (
+        lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact"), "resizing by nearest-exact",
+    ),
     "cubic": (lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"), "resizing by bicubic"),
     "areas": (lambda x: F.interpolate(x, scale_factor=0.5, mode="area"), "resizing by area"),
     "a filter": (lambda x: F.interpolate(x, (3, 4), mode="bilinear", antialias=True), "a filter"),
@@ -61,6 +67,7 @@ def test_what_is_not_certain_is_refused(what: str, refusal: Any) -> None:
     assert re.search(why, refusal(nn.Sequential(net) if isinstance(net, nn.Module) else net, *PICTURE))
 
 
+@settings(max_examples=30)
 @given(
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)), to=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     mode=st.sampled_from(["nearest", "bilinear"]), corners=st.booleans(),
@@ -77,6 +84,7 @@ def test_any_size_is_right_or_refused(
         )  # fmt: skip
 
 
+@settings(max_examples=30)
 @given(
     size=st.integers(2, 12), factor=st.floats(0.3, 4), mode=st.sampled_from(["nearest", "bilinear"]),
     again=st.booleans(),

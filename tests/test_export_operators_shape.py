@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -41,7 +41,8 @@ def halves(x: Tensor) -> Tensor:
 
 def parts(x: Tensor) -> Tensor:
     a, b, c = torch.split(x, [1, 2, 1], dim=-3)
-    return torch.cat((c, b, a), dim=1) + x.split(2, 1)[0].repeat(1, 2, 1, 1)
+    first: Tensor = x.split(2, 1)[0]  # type: ignore[no-untyped-call]
+    return torch.cat((c, b, a), dim=1) + first.repeat(1, 2, 1, 1)
 
 
 RIGHT: dict[str, Any] = {
@@ -58,14 +59,18 @@ RIGHT: dict[str, Any] = {
     "numbers, slices and axes together": lambda x: x[:, 1, None, ..., 2:5, None],
     "an axis at the end": lambda x: x[..., None].squeeze(-1) + x[:, :, 3:4, :],
     "all of it": lambda x: x[:] + x[...] + x[:, :, :, :],
-    "narrow and select": lambda x: x.narrow(1, 1, 2).sum(1) + torch.select(x, 1, -1) + torch.narrow(x, -3, -1, 1).sum(1),
+    "narrow and select": lambda x: (
+        x.narrow(1, 1, 2).sum(1) + torch.select(x, 1, -1) + torch.narrow(x, -3, -1, 1).sum(1)
+    ),
     "axes turned": lambda x: x.transpose(-1, -2).swapaxes(2, 3).permute(0, 3, 1, 2).movedim(1, -1) + x,
     "an axis moved": lambda x: x.movedim((1, 2), (-1, -2)) + torch.moveaxis(x, 1, 3).transpose(1, 2),
     "flattened and back": lambda x: x.flatten(2).unflatten(2, (7, -1)) + torch.unflatten(x.flatten(1), 1, (4, 7, 6)),
     "squeezed": lambda x: x.mean((2, 3), keepdim=True).squeeze(3).squeeze(-1) + x.mean((2, 3), True).squeeze((2, 3)),
     "squeezed where nothing is one": lambda x: x.squeeze(1) + x,
     "expanded": lambda x: x.mean((2, 3), keepdim=True).expand(-1, -1, 7, 6) + x.mean(1, True).expand_as(x),
-    "expanded by its shape": lambda x: x.mean(1, keepdim=True).expand(x.shape) + x.sum(2, True).expand(x.size(0), -1, 7, 6),
+    "expanded by its shape": lambda x: (
+        x.mean(1, keepdim=True).expand(x.shape) + x.sum(2, True).expand(x.size(0), -1, 7, 6)
+    ),
     "repeated": lambda x: x.repeat(1, 2, 1, 3),
     "stacked": lambda x: torch.stack([x, x * 2, x + 1], dim=2).flatten(1, 2),
     "viewed like another": lambda x: x.flatten(1).view_as(x) + x.flatten(2).reshape_as(x),
@@ -127,6 +132,7 @@ places = st.one_of(
 )
 
 
+@settings(max_examples=30)
 @given(index=st.lists(places, max_size=5), ellipsis=st.none() | st.integers(0, 5))
 def test_any_index_behind_the_batch_is_right(index: list[Any], ellipsis: int | None, translated: Any) -> None:
     if ellipsis is not None:
@@ -140,6 +146,7 @@ def test_any_index_behind_the_batch_is_right(index: list[Any], ellipsis: int | N
         translated(lambda x: x[wanted] * 1.0, 2, 4, 5, 6, sizes=(1, 3), half=False)
 
 
+@settings(max_examples=30)
 @given(order=st.permutations([1, 2, 3]), sizes=st.lists(st.integers(1, 3), min_size=1, max_size=3))
 def test_any_order_and_any_split_is_right(order: list[int], sizes: list[int], translated: Any) -> None:
     total = sum(sizes)

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 
 def in_a_new_process(code: str) -> str:
     """Run a line where nothing is imported yet; return what it prints."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -43,18 +44,21 @@ def package(folder: Path, text: str) -> None:
 HEAD = "import sys; sys.path.insert(0, {!r}); from engineworks.models.zoo_import import import_torchvision; "
 
 
+@pytest.mark.slow
 def test_a_package_that_loads_is_left_alone(tmp_path: Path) -> None:
     package(tmp_path, "answer = 42")
     code = HEAD.format(str(tmp_path)) + "m, declared = import_torchvision(); print(m.answer, declared)"
     assert in_a_new_process(code) == "42 False"
 
 
+@pytest.mark.slow
 def test_operators_that_are_missing_are_declared(tmp_path: Path) -> None:
     package(tmp_path, "import torch\n@torch.library.register_fake('torchvision::nms')\ndef nms(a, b, c): ...\nfine = 1")
     code = HEAD.format(str(tmp_path)) + "m, declared = import_torchvision(); print(m.fine, declared)"
     assert in_a_new_process(code) == "1 True"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -70,6 +74,6 @@ def test_a_package_that_needs_more_is_an_import_error(text: str, why: str, tmp_p
 
 def test_a_package_that_is_not_installed_is_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import_torchvision.cache_clear()
-    monkeypatch.setitem(sys.modules, "torchvision", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ImportError):
         import_torchvision()
