@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engineworks.export.clean import MODULE_KEY
+from engineworks.export.tidy import tidy
 from engineworks.runtime.manifest import Batch
 
 if TYPE_CHECKING:
@@ -25,10 +26,13 @@ class Emitter:
     ``shapes`` maps each value of the graph to its shape at ``rows`` rows, of which axis 0 is the batch; ``results``
     maps each node of the trace to the shape that PyTorch gave it (a node's name is not always its value's). ``names``
     maps the ``id`` of each of the module's own tensors to its PyTorch name; ``reserved`` are the names of the inputs
-    and outputs. What is stored for a node is called ``node/what``. A name that is taken gets underscores.
+    and outputs. What is stored or computed on the way for a node is called ``node/what``. A name that is taken gets
+    underscores. ``memory`` maps where such a tensor lies and its size to the same name, for views of all of it.
+    ``parts`` are the names and shapes of the current node's values, where it gives several.
     """
 
     rows: int
+    opset: int = 20
     reserved: frozenset[str] = frozenset()
     names: dict[int, str] = field(default_factory=dict)
     results: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -37,36 +41,67 @@ class Emitter:
     weights: "dict[str, TensorProto]" = field(default_factory=dict)
     current: str = ""
     module: str = ""
+    parts: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    memory: "dict[tuple[int, int], str]" = field(default_factory=dict)
     _taken: set[str] = field(init=False)
-    _stored: dict[int, str] = field(default_factory=dict, init=False)
+    _stored: "dict[tuple[str, tuple[int, ...], tuple[int, ...]], str]" = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._taken = {*self.reserved, *self.names.values()}
 
     def emit(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """Append one node; its output takes the fx node's name."""
+        """Append the node that gives the current fx node's value; its output takes the fx node's name."""
+        return self._append(operator, inputs, [self._free(self.current)], attributes)
+
+    def step(
+        self, what: str, operator: str, inputs: Sequence[str], shape: tuple[int, ...] | None = None, **attributes: Any
+    ) -> str:
+        """Append a node on the way to it, called ``node/what``.
+
+        ``shape`` is its first input's unless it is given; () leaves it unsaid.
+        """
+        output = self._append(operator, inputs, [self._free(f"{self.current}/{what}")], attributes)
+        if shape != ():
+            self.shapes[output] = self.shapes[inputs[0]] if shape is None else shape
+        return output
+
+    def emit_parts(self, operator: str, inputs: Sequence[str], **attributes: Any) -> tuple[str, ...]:
+        """Append a node with as many outputs as the current fx node has values."""
+        outputs = [self._free(name) for name, _ in self.parts]
+        self._append(operator, inputs, outputs, attributes)
+        self.shapes.update(zip(outputs, (shape for _, shape in self.parts), strict=True))
+        return tuple(outputs)
+
+    def _append(self, operator: str, inputs: Sequence[str], outputs: list[str], attributes: dict[str, Any]) -> str:
         from onnx import helper
 
-        output = self._free(self.current)
-        node = helper.make_node(operator, list(inputs), [output], name=f"node_{output}", **attributes)
+        node = helper.make_node(operator, list(inputs), outputs, name=f"node_{outputs[0]}", **attributes)
         if self.module:
             node.metadata_props.add(key=MODULE_KEY, value=self.module)
         self.nodes.append(node)
-        return output
+        return outputs[0]
 
     def weight(self, name: str, tensor: "torch.Tensor | np.ndarray[Any, Any]") -> str:
-        """Store a constant, the module's own once and under its PyTorch name; return the name."""
+        """Store a constant, the module's own once and under its PyTorch name; return the name.
+
+        A view of all of one of the module's own tensors, such as its transpose, is named after that too.
+        """
         from onnx import numpy_helper
 
-        if id(tensor) in self._stored:
-            return self._stored[id(tensor)]
-        own = self.names.get(id(tensor))
-        name = self._free(own or name) if own is None or own in self.reserved else own
-        array = tensor if isinstance(tensor, np.ndarray) else tensor.detach().contiguous().numpy()
-        self.weights[name] = numpy_helper.from_array(array, name)
-        if own is not None:
-            self._stored[id(tensor)] = name
-        return name
+        if isinstance(tensor, np.ndarray):
+            return self._store(numpy_helper.from_array(tensor, self._free(name)))
+        own = self.names.get(id(tensor)) or self.memory.get((tensor.data_ptr(), tensor.numel()))
+        if own is None:
+            return self._store(numpy_helper.from_array(_array(tensor), self._free(name)))
+        key = (own, tuple(tensor.shape), tensor.stride())
+        if key not in self._stored:
+            free = self._free(own) if own in self.reserved or own in self.weights else own
+            self._stored[key] = self._store(numpy_helper.from_array(_array(tensor), free))
+        return self._stored[key]
+
+    def _store(self, stored: "TensorProto") -> str:
+        self.weights[stored.name] = stored
+        return str(stored.name)
 
     def _free(self, name: str) -> str:
         while name in self._taken:
@@ -92,6 +127,11 @@ class Emitter:
         return self.results[self.current]
 
 
+def _array(tensor: "torch.Tensor") -> "np.ndarray[Any, Any]":
+    array: np.ndarray[Any, Any] = tensor.detach().contiguous().numpy()
+    return array
+
+
 def finish(
     emitter: Emitter, inputs: Mapping[str, tuple[int, ...]], outputs: Mapping[str, str], batch: Batch, opset: int
 ) -> "ModelProto":
@@ -107,6 +147,7 @@ def finish(
     from onnx import TensorProto, helper
 
     axis: int | str = batch.max if batch.min == batch.max else "batch"
+    tidy(emitter, outputs.values())
     _rename_outputs(emitter, inputs, outputs)
 
     def info(name: str, shape: tuple[int, ...]) -> "ValueInfoProto":

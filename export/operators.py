@@ -1,390 +1,256 @@
-"""What our own translation knows: one short function for each PyTorch operator, ONNX on its other side.
+"""What our own translation knows: the rule of each PyTorch module and function; the rules stand in families beside.
 
-A function gets the emitter and the operator's own arguments, under PyTorch's names: a value's ONNX name where PyTorch
-has a tensor that depends on the input, a torch tensor where it is constant. It raises ``CannotTranslate`` for every
-argument that it was not written for; unknown arguments are a TypeError, which counts as the same.
+A rule gets the emitter and the operator's own arguments, under PyTorch's names: a value's ONNX name where PyTorch has a
+tensor that depends on the input, a torch tensor where it is constant. It raises ``CannotTranslate`` for every argument
+that it was not written for; unknown arguments are a TypeError, which counts as the same.
 """
 
-import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from engineworks.export.emitter import CannotTranslate, Emitter
+from engineworks.export.operands import Rule
+from engineworks.export.operators_layers import (
+    attention,
+    channel_shuffle,
+    conv,
+    conv_module,
+    conv_transpose,
+    conv_transpose_module,
+    linear,
+    matmul,
+    unfolded,
+)
+from engineworks.export.operators_norm import (
+    batch_norm,
+    batch_norm_module,
+    group_norm,
+    group_norm_module,
+    instance_norm,
+    instance_norm_module,
+    layer_norm,
+    local_response_norm,
+    normalize,
+)
+from engineworks.export.operators_pointwise import (
+    binary,
+    cast,
+    clamp,
+    clip,
+    div,
+    dropout,
+    elu,
+    extreme,
+    gelu,
+    glu,
+    hardsigmoid,
+    leaky_relu,
+    power,
+    prelu,
+    reduce,
+    relu6,
+    rsqrt,
+    same,
+    silu,
+    softmax,
+    softplus,
+    square,
+    stochastic_depth,
+    swapped,
+    unary,
+)
+from engineworks.export.operators_pool import adaptive_pool, avg_pool, max_pool
+from engineworks.export.operators_resize import interpolate, pad
+from engineworks.export.operators_shape import (
+    attribute,
+    cat,
+    expand,
+    expand_as,
+    flatten,
+    item,
+    movedim,
+    narrow,
+    permute,
+    repeat,
+    reshape,
+    reshape_as,
+    select,
+    size,
+    split,
+    squeeze,
+    stack,
+    transpose,
+    unbind,
+    unflatten,
+    unsqueeze,
+)
+from engineworks.export.trace import STOCHASTIC_DEPTH
 
 if TYPE_CHECKING:
     import torch
 
-Rule = Callable[..., Any]
-
-
-class BatchSize:
-    """Stands for ``x.shape[0]`` in what the traced module computes."""
-
-
-BATCH = BatchSize()
-
-
-def pair(value: int | Sequence[int], dims: int = 2) -> list[int]:
-    """Spell a size out for each spatial axis; PyTorch takes one number, bare or in a list, for all of them."""
-    sizes = [value] if isinstance(value, int) else list(value)
-    sizes = sizes * dims if len(sizes) == 1 else sizes
-    if len(sizes) != dims or not all(isinstance(size, int) for size in sizes):
-        raise CannotTranslate(f"the size {value} for {dims} axes")
-    return sizes
-
-
-def tensor(e: Emitter, value: Any, suffix: str) -> str:
-    """Return the ONNX name of a value: of the graph, of a stored constant, or of a number stored here."""
-    import torch
-
-    if isinstance(value, str):
-        return value
-    if isinstance(value, torch.Tensor) and value.dtype == torch.float32:
-        return e.weight(f"{e.current}/{suffix}", value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return e.scalar(suffix, float(value))
-    kind = str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
-    raise CannotTranslate("the batch size as a number" if value is BATCH else f"an operand of type {kind}")
-
-
-def conv(
-    e: Emitter, input: str, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-    groups: int = 1,
-) -> str:  # fmt: skip
-    """Conv; ``padding`` in numbers."""
-    if isinstance(padding, str) or isinstance(weight, str) or not isinstance(input, str):
-        raise CannotTranslate("a convolution with padding by name, or with a kernel that is computed from the input")
-    dims = weight.dim() - 2
-    _check_rank(e, input, weight.dim())
-    pads = pair(padding, dims)
-    names = [input, tensor(e, weight, "weight"), *_bias(e, bias)]
-    return e.emit(
-        "Conv", names, kernel_shape=list(weight.shape[2:]), strides=pair(stride, dims), pads=[*pads, *pads],
-        dilations=pair(dilation, dims), group=groups,
-    )  # fmt: skip
-
-
-def linear(e: Emitter, input: str, weight: Any, bias: Any = None) -> str:
-    """Gemm, for a matrix."""
-    if isinstance(weight, str) or weight.dim() != 2 or len(e.shape(input)) != 2:
-        raise CannotTranslate("a linear layer on other than (N, C), or with a weight that is computed or no matrix")
-    return e.emit("Gemm", [input, tensor(e, weight, "weight"), *_bias(e, bias)], transB=1)
-
-
-def _bias(e: Emitter, bias: Any) -> list[str]:
-    """Store the bias, if there is one: a number for each channel, never for each row."""
-    if bias is None:
-        return []
-    if isinstance(bias, str) or bias.dim() != 1:
-        raise CannotTranslate("a bias that is computed from the input, or no vector")
-    return [tensor(e, bias, "bias")]
-
-
-def _check_rank(e: Emitter, name: str, rank: int) -> None:
-    """Refuse pictures without a batch: PyTorch takes them, and their first axis for the channels."""
-    if len(e.shape(name)) != rank:
-        raise CannotTranslate(f"a convolution, pooling or norm of {len(e.shape(name))} axes where {rank} hold a batch")
-
-
-def batch_norm(e: Emitter, input: str, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> str:
-    """BatchNormalization with stored statistics."""
-    _check_rank(e, input, 4)
-    names = [
-        tensor(e, value, suffix) for value, suffix in ((weight, "weight"), (bias, "bias"), (mean, "mean"), (var, "var"))
-    ]
-    return e.emit("BatchNormalization", [input, *names], epsilon=float(eps))
-
-
-def max_pool(
-    e: Emitter, input: str, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-    ceil_mode: bool = False, return_indices: bool = False,
-) -> str:  # fmt: skip
-    """MaxPool; a size rounded up is written as padding at the end, for shape inference counts ceil_mode otherwise."""
-    if return_indices:
-        raise CannotTranslate("max pooling that returns indices")
-    _check_rank(e, input, 4)
-    kernel, begin, spread = pair(kernel_size), pair(padding), pair(dilation)
-    strides = pair(kernel_size if stride is None else stride)
-    span = [d * (k - 1) + 1 for k, d in zip(kernel, spread, strict=True)]
-    end = _end_padding(e, input, span, strides, begin)
-    if any(pad >= size for pad, size in zip(end, kernel, strict=True)):
-        raise CannotTranslate("dilated pooling whose size is rounded up by more than ONNX Runtime lets it be padded")
-    return e.emit("MaxPool", [input], kernel_shape=kernel, strides=strides, pads=[*begin, *end], dilations=spread)
-
-
-def _end_padding(e: Emitter, input: str, span: list[int], strides: list[int], begin: list[int]) -> list[int]:
-    """Return the padding at the end with which rounding down gives the size that PyTorch found."""
-    sizes = zip(e.shape(input)[2:], e.result[2:], span, strides, begin, strict=True)
-    return [max(pad, (out - 1) * step + window - size - pad) for size, out, window, step, pad in sizes]
-
-
-def avg_pool(
-    e: Emitter, input: str, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-    count_include_pad: bool = True, divisor_override: Any = None,
-) -> str:  # fmt: skip
-    """AveragePool, where rounding up adds nothing."""
-    _check_rank(e, input, 4)
-    kernel, begin = pair(kernel_size), pair(padding)
-    strides = pair(kernel_size if stride is None else stride)
-    if divisor_override is not None or _end_padding(e, input, kernel, strides, begin) != begin:
-        raise CannotTranslate("average pooling whose size is rounded up, or with a divisor of its own")
-    return e.emit(
-        "AveragePool", [input], kernel_shape=kernel, strides=strides, pads=[*begin, *begin],
-        count_include_pad=int(count_include_pad),
-    )  # fmt: skip
-
-
-def adaptive_avg_pool(e: Emitter, input: str, output_size: Any) -> str:
-    """GlobalAveragePool, AveragePool, or nothing where the size is there already."""
-    _check_rank(e, input, 4)
-    before, after = e.shape(input)[2:], e.result[2:]
-    if before == after:
-        return input
-    if all(size == 1 for size in after):
-        return e.emit("GlobalAveragePool", [input])
-    if any(size % out for size, out in zip(before, after, strict=True)):
-        raise CannotTranslate("adaptive pooling to a size that does not divide the input's")
-    kernel = [size // out for size, out in zip(before, after, strict=True)]
-    return e.emit("AveragePool", [input], kernel_shape=kernel, strides=kernel)
-
-
-def local_response_norm(
-    e: Emitter, input: str, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
-) -> str:
-    """LRN: one node; ONNX centres an even window elsewhere, and ONNX Runtime knows pictures only."""
-    if size % 2 == 0 or len(e.shape(input)) != 4:
-        raise CannotTranslate("local response norm over an even number of channels, or on other than (N, C, H, W)")
-    return e.emit("LRN", [input], size=size, alpha=float(alpha), beta=float(beta), bias=float(k))
-
-
-def dropout(e: Emitter, input: str, p: float = 0.5, training: bool = True, inplace: bool = False) -> str:
-    """Nothing, outside training."""
-    if training:
-        raise CannotTranslate("dropout in training")
-    return input
-
-
-def same(e: Emitter, input: str, *_: Any) -> str:
-    """Nothing."""
-    return input
-
-
-def unary(operator_name: str, **attributes: Any) -> Rule:
-    """One ONNX operator with one input; ``inplace`` is the tracer's affair."""
-
-    def rule(e: Emitter, input: str, inplace: bool = False) -> str:
-        return e.emit(operator_name, [input], **attributes)
-
-    return rule
-
-
-def clip(e: Emitter, input: str, min_val: float, max_val: float, inplace: bool = False) -> str:
-    """Clip between two numbers."""
-    return e.emit("Clip", [input, e.scalar("min", min_val), e.scalar("max", max_val)])
-
-
-def leaky_relu(e: Emitter, input: str, negative_slope: float = 0.01, inplace: bool = False) -> str:
-    """LeakyRelu."""
-    return e.emit("LeakyRelu", [input], alpha=float(negative_slope))
-
-
-def softmax(e: Emitter, input: str, dim: int | None = None, *, _stacklevel: int = 3, dtype: Any = None) -> str:
-    """Softmax along an axis that is not the batch."""
-    if dim is None or dtype is not None:
-        raise CannotTranslate("softmax without an axis, or with a dtype")
-    return e.emit("Softmax", [input], axis=_axis(e, input, dim))
-
-
-def binary(operator_name: str) -> Rule:
-    """One ONNX operator with two inputs, either of which may be a constant or a number."""
-
-    def rule(e: Emitter, input: Any, other: Any, *, alpha: float = 1) -> str:
-        if alpha != 1:
-            raise CannotTranslate("add or sub with alpha")
-        names = [tensor(e, input, "left"), tensor(e, other, "right")]
-        _check_broadcast(e, input, other)
-        return e.emit(operator_name, names)
-
-    return rule
-
-
-def _check_broadcast(e: Emitter, *operands: Any) -> None:
-    """Refuse operands whose axes, lined up from the last, put something else than a one beside the batch."""
-    import torch
-
-    rank = len(e.result)
-    for operand in operands:
-        if isinstance(operand, str) and len(e.shape(operand)) != rank:
-            raise CannotTranslate("two values of different rank, where the batch of one meets another axis")
-        if isinstance(operand, torch.Tensor) and operand.dim() == rank and operand.shape[0] != 1:
-            raise CannotTranslate("a constant with an axis of its own along the batch")
-
-
-def cat(e: Emitter, tensors: Sequence[Any], dim: int = 0) -> str:
-    """Concat along an axis that is not the batch, of values that all have one."""
-    if not all(isinstance(value, str) for value in tensors):
-        raise CannotTranslate("a constant joined to a value, with a fixed batch")
-    return e.emit("Concat", list(tensors), axis=_axis(e, tensors[0], dim))
-
-
-def flatten(e: Emitter, input: str, start_dim: int = 0, end_dim: int = -1) -> str:
-    """Reshape to [0, …]: TensorRT makes ten layers of Flatten."""
-    return _reshape(e, input, start=_axis(e, input, start_dim))
-
-
-def reshape(e: Emitter, input: str, *shape: Any) -> str:
-    """Reshape whose first size is the batch's own, or left open and then equal to it."""
-    sizes = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (list, tuple)) else list(shape)
-    if sizes[0] is not BATCH and sizes[0] != -1:
-        raise CannotTranslate("a view with a fixed batch size")
-    if e.result[0] != e.rows or any(size is BATCH for size in sizes[1:]):
-        raise CannotTranslate("a view that moves the batch to another axis")
-    if sizes[0] == -1 and math.prod(e.result[1:]) != math.prod(e.shape(input)[1:]):
-        raise CannotTranslate("a view that mixes rows")
-    return _reshape(e, input, start=1)
-
-
-def _reshape(e: Emitter, input: str, start: int) -> str:
-    if start < 1 or e.result[0] != e.rows:
-        raise CannotTranslate("a flattened batch axis")
-    return e.emit("Reshape", [input, e.integers("shape", [0, *e.result[1:]])])
-
-
-def reduce(operator_name: str) -> Rule:
-    """ReduceMean or ReduceSum over axes that are not the batch."""
-
-    def rule(e: Emitter, input: str, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> str:
-        if dim is None or dtype is not None:
-            raise CannotTranslate("a sum or mean over everything")
-        axes = [_axis(e, input, axis) for axis in ([dim] if isinstance(dim, int) else dim)]
-        if not axes:
-            raise CannotTranslate("a sum or mean over everything")
-        return e.emit(operator_name, [input, e.integers("axes", axes)], keepdims=int(keepdim))
-
-    return rule
-
-
-def unsqueeze(e: Emitter, input: str, dim: int) -> str:
-    """Unsqueeze behind the batch axis."""
-    axis = dim if dim >= 0 else dim + len(e.shape(input)) + 1
-    if axis < 1:
-        raise CannotTranslate("an axis put before the batch")
-    return e.emit("Unsqueeze", [input, e.integers("axes", [axis])])
-
-
-def permute(e: Emitter, input: str, *dims: Any) -> str:
-    """Transpose that leaves the batch axis first."""
-    order = list(dims[0]) if len(dims) == 1 and isinstance(dims[0], (list, tuple)) else list(dims)
-    order = [axis % len(order) for axis in order]
-    if order[0] != 0:
-        raise CannotTranslate("a permutation that moves the batch axis")
-    return e.emit("Transpose", [input], perm=order)
-
-
-def size(e: Emitter, input: str, dim: int | None = None) -> Any:
-    """Return the shape, or one size of it, with the batch left open."""
-    shape = (BATCH, *e.shape(input)[1:])
-    return shape if dim is None else shape[dim]
-
-
-def attribute(e: Emitter, input: Any, name: str) -> Any:
-    """Return ``x.shape``; no other attribute is known."""
-    if name != "shape" or not isinstance(input, str):
-        raise CannotTranslate(f"the attribute {name}")
-    return size(e, input)
-
-
-def item(e: Emitter, input: Any, index: Any) -> Any:
-    """Return one size of a shape; tensors are not indexed."""
-    if not isinstance(input, tuple):
-        raise CannotTranslate("indexing into a tensor")
-    return input[index]
-
-
-def _axis(e: Emitter, name: str, dim: int) -> int:
-    axis = dim % len(e.shape(name))
-    if axis == 0:
-        raise CannotTranslate("an operation along the batch axis")
-    return axis
-
-
-def module_rules() -> "dict[type[torch.nn.Module], Callable[[Any], tuple[Rule, tuple[Any, ...]]]]":
-    """Return for each exact module type how its rule and the arguments behind the input are read off the module."""
+Reader = Callable[[Any], tuple[Rule, tuple[Any, ...]]]
+_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_AVERAGE = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+_UNARY = {
+    "tanh": "Tanh", "sigmoid": "Sigmoid", "exp": "Exp", "log": "Log", "abs": "Abs", "neg": "Neg", "sqrt": "Sqrt",
+    "erf": "Erf", "reciprocal": "Reciprocal", "sin": "Sin", "cos": "Cos",
+}  # fmt: skip
+_VIEWS: dict[str, Rule] = {
+    "flatten": flatten, "unflatten": unflatten, "reshape": reshape, "unsqueeze": unsqueeze, "squeeze": squeeze,
+    "permute": permute, "transpose": transpose, "swapaxes": transpose, "swapdims": transpose, "movedim": movedim,
+    "moveaxis": movedim, "narrow": narrow, "select": select, "unbind": unbind, "chunk": split, "split": split,
+}  # fmt: skip
+_METHODS: dict[str, Rule] = {
+    "view": reshape, "reshape_as": reshape_as, "view_as": reshape_as, "expand": expand, "expand_as": expand_as,
+    "repeat": repeat, "contiguous": same, "clone": same, "detach": same, "to": cast, "float": cast, "type_as": cast,
+    "type": cast, "size": size, "__getitem__": item,
+}  # fmt: skip
+
+
+def _plain(rule: Rule, *names: str) -> Reader:
+    """Read a rule's arguments off a module by their names there."""
+    return lambda m: (rule, tuple(getattr(m, name) for name in names))
+
+
+def _whole(rule: Rule, *more: Any) -> Reader:
+    """Give a rule the module itself."""
+    return lambda m: (rule, (m, *more))
+
+
+def module_rules() -> "dict[type[torch.nn.Module], Reader]":
+    """Return for each exact module type how its rule and the arguments behind the input are read off the module.
+
+    Only these stay whole in a trace; of all others, subclasses of these too, the forward is followed.
+    """
     from torch import nn
 
-    pool = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    average = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    return {
-        nn.Conv1d: _conv_arguments,
-        nn.Conv2d: _conv_arguments,
-        nn.Conv3d: _conv_arguments,
-        nn.Linear: lambda m: (linear, (m.weight, m.bias)),
-        nn.BatchNorm2d: _batch_norm_arguments,
-        nn.ReLU: lambda m: (unary("Relu"), ()),
-        nn.ReLU6: lambda m: (clip, (0.0, 6.0)),
-        nn.Hardtanh: lambda m: (clip, (m.min_val, m.max_val)),
-        nn.LeakyReLU: lambda m: (leaky_relu, (m.negative_slope,)),
-        nn.Tanh: lambda m: (unary("Tanh"), ()),
-        nn.Sigmoid: lambda m: (unary("Sigmoid"), ()),
-        nn.Softmax: lambda m: (softmax, (m.dim,)),
-        nn.MaxPool2d: lambda m: (max_pool, tuple(getattr(m, name) for name in pool)),
-        nn.AvgPool2d: lambda m: (avg_pool, tuple(getattr(m, name) for name in average)),
-        nn.AdaptiveAvgPool2d: lambda m: (adaptive_avg_pool, (m.output_size,)),
-        nn.LocalResponseNorm: lambda m: (local_response_norm, (m.size, m.alpha, m.beta, m.k)),
-        nn.Flatten: lambda m: (flatten, (m.start_dim, m.end_dim)),
-        nn.Dropout: lambda m: (dropout, (m.p, m.training)),
-        nn.Dropout2d: lambda m: (dropout, (m.p, m.training)),
-        nn.Identity: lambda m: (same, ()),
+    known: dict[type[torch.nn.Module], Reader] = {
+        nn.Linear: _plain(linear, "weight", "bias"),
+        nn.BatchNorm1d: _whole(batch_norm_module, (2, 3)),
+        nn.BatchNorm2d: _whole(batch_norm_module, (4,)),
+        nn.BatchNorm3d: _whole(batch_norm_module, (5,)),
+        nn.LayerNorm: _plain(layer_norm, "normalized_shape", "weight", "bias", "eps"),
+        nn.GroupNorm: _whole(group_norm_module),
+        nn.ReLU: _plain(unary("Relu")),
+        nn.ReLU6: _plain(relu6),
+        nn.Hardtanh: _plain(clip, "min_val", "max_val"),
+        nn.LeakyReLU: _plain(leaky_relu, "negative_slope"),
+        nn.Tanh: _plain(unary("Tanh")),
+        nn.Sigmoid: _plain(unary("Sigmoid")),
+        nn.SiLU: _plain(silu),
+        nn.GELU: lambda m: (lambda e, input: gelu(e, input, approximate=m.approximate), ()),
+        nn.Hardswish: _plain(unary("HardSwish")),
+        nn.Hardsigmoid: _plain(hardsigmoid),
+        nn.Mish: _plain(unary("Mish")),
+        nn.ELU: _plain(elu, "alpha"),
+        nn.SELU: _plain(unary("Selu")),
+        nn.Softplus: _plain(softplus, "beta", "threshold"),
+        nn.PReLU: _plain(prelu, "weight"),
+        nn.Softmax: _plain(softmax("Softmax"), "dim"),
+        nn.LogSoftmax: _plain(softmax("LogSoftmax"), "dim"),
+        nn.LocalResponseNorm: _plain(local_response_norm, "size", "alpha", "beta", "k"),
+        nn.Flatten: _plain(flatten, "start_dim", "end_dim"),
+        nn.Identity: _plain(same),
     }
-
-
-def _conv_arguments(m: Any) -> tuple[Rule, tuple[Any, ...]]:
-    if m.padding_mode != "zeros":
-        raise CannotTranslate(f"a convolution padded with {m.padding_mode}")
-    return conv, (m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
-
-
-def _batch_norm_arguments(m: Any) -> tuple[Rule, tuple[Any, ...]]:
-    if m.running_var is None or m.weight is None:
-        raise CannotTranslate("batch norm without stored statistics or weights")
-    return batch_norm, (m.running_mean, m.running_var, m.weight, m.bias, m.eps)
+    for kind in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout):
+        known[kind] = _plain(dropout, "p", "training")
+    for dims in (1, 2, 3):
+        known[getattr(nn, f"Conv{dims}d")] = _whole(conv_module)
+        known[getattr(nn, f"ConvTranspose{dims}d")] = _whole(conv_transpose_module)
+        known[getattr(nn, f"MaxPool{dims}d")] = _plain(max_pool(dims), *_POOL)
+        average = _AVERAGE if dims > 1 else _AVERAGE[:-1]
+        known[getattr(nn, f"AvgPool{dims}d")] = _plain(avg_pool(dims), *average)
+        known[getattr(nn, f"AdaptiveAvgPool{dims}d")] = _plain(adaptive_pool(dims, "AveragePool"), "output_size")
+        known[getattr(nn, f"AdaptiveMaxPool{dims}d")] = _plain(
+            adaptive_pool(dims, "MaxPool"), "output_size", "return_indices"
+        )
+        known[getattr(nn, f"InstanceNorm{dims}d")] = _whole(instance_norm_module, dims + 2)
+    return known
 
 
 def function_rules() -> dict[Any, Rule]:
     """Return the rule of each function, by the function; of each tensor method, by its name."""
     import torch
+
+    known: dict[Any, Rule] = {**_METHODS, **_functional(), STOCHASTIC_DEPTH: stochastic_depth}
+    for name, rule in {**{name: unary(onnx) for name, onnx in _UNARY.items()}, **_arithmetic(), **_VIEWS}.items():
+        for place in (name, f"{name}_"):
+            known[place] = rule  # the method, and the one that writes in place
+            if hasattr(torch, place):
+                known[getattr(torch, place)] = rule
+    for name in ("add", "sub", "mul", "matmul", "neg", "abs", "pow", "truediv"):
+        for place in {name, f"i{name}"} & set(dir(operator)):
+            known[getattr(operator, place)] = known["div" if name == "truediv" else name]
+    return {**known, getattr: attribute, operator.getitem: item}
+
+
+def _arithmetic() -> dict[str, Rule]:
+    """Return what is a function of ``torch`` and a method of its tensors alike."""
+    add, sub, mul = binary("Add"), binary("Sub"), binary("Mul")
+    return {
+        "add": add, "sub": sub, "subtract": sub, "rsub": swapped(sub), "mul": mul, "multiply": mul, "div": div,
+        "divide": div, "true_divide": div, "minimum": binary("Min"), "maximum": binary("Max"), "pow": power,
+        "square": square, "rsqrt": rsqrt, "matmul": matmul, "bmm": matmul, "relu": unary("Relu"), "clamp": clamp,
+        "clip": clamp, "clamp_min": lambda e, input, min: clip(e, input, min, None),
+        "clamp_max": lambda e, input, max: clip(e, input, None, max), "softmax": softmax("Softmax"),
+        "log_softmax": softmax("LogSoftmax"), "mean": reduce("ReduceMean"), "sum": reduce("ReduceSum"),
+        "amax": reduce("ReduceMax"), "amin": reduce("ReduceMin"), "max": extreme("Max", "ReduceMax"),
+        "min": extreme("Min", "ReduceMin"), "selu": unary("Selu"),
+    }  # fmt: skip
+
+
+def _functional() -> dict[Any, Rule]:
+    """Return the rules of ``torch.nn.functional``, and of what only ``torch`` has."""
+    import torch
     from torch.nn import functional as F
 
-    add, sub, mul, div = (binary(name) for name in ("Add", "Sub", "Mul", "Div"))
-    mean, total, relu = reduce("ReduceMean"), reduce("ReduceSum"), unary("Relu")
-    tanh, sigmoid = unary("Tanh"), unary("Sigmoid")
-    return {
-        **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), add),
-        **dict.fromkeys((operator.sub, operator.isub, torch.sub, "sub", "sub_"), sub),
-        **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), mul),
-        **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, "div", "div_"), div),
-        **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), relu),
-        **dict.fromkeys((torch.tanh, F.tanh, "tanh"), tanh),
-        **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), sigmoid),
-        **dict.fromkeys((torch.flatten, "flatten"), flatten),
-        **dict.fromkeys((torch.reshape, "reshape", "view"), reshape),
-        **dict.fromkeys((torch.mean, "mean"), mean),
-        **dict.fromkeys((torch.sum, "sum"), total),
-        **dict.fromkeys((torch.unsqueeze, "unsqueeze"), unsqueeze),
-        **dict.fromkeys((torch.permute, "permute"), permute),
-        **dict.fromkeys((torch.cat, torch.concat), cat),
-        **dict.fromkeys((torch.softmax, F.softmax, "softmax"), softmax),
-        **dict.fromkeys((F.dropout,), dropout),
-        **dict.fromkeys((F.conv2d, torch.conv2d), conv),
+    known: dict[Any, Rule] = {
+        **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), cat),
+        **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), dropout),
+        **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout), dropout),
+        **dict.fromkeys((torch.softmax, F.softmax), softmax("Softmax")),
+        **dict.fromkeys((F.prelu, torch.prelu), prelu),
+        **dict.fromkeys((F.pixel_shuffle, torch.pixel_shuffle), unfolded("up")),
+        **dict.fromkeys((F.pixel_unshuffle, torch.pixel_unshuffle), unfolded("down")),
+        **dict.fromkeys((F.channel_shuffle, torch.channel_shuffle), channel_shuffle),
+        torch.stack: stack,
+        torch.batch_norm: lambda e, x, w, b, mean, var, training, momentum, eps, _: batch_norm(
+            e, x, mean, var, w, b, training, momentum, eps
+        ),
+        F.relu: unary("Relu"),
+        F.tanh: unary("Tanh"),
+        F.sigmoid: unary("Sigmoid"),
+        F.log_softmax: softmax("LogSoftmax"),
         F.linear: linear,
         F.leaky_relu: leaky_relu,
-        F.max_pool2d: max_pool,
-        F.avg_pool2d: avg_pool,
-        F.adaptive_avg_pool2d: adaptive_avg_pool,
+        F.relu6: relu6,
+        F.hardtanh: lambda e, input, min_val=-1.0, max_val=1.0, inplace=False: clip(e, input, min_val, max_val),
+        F.silu: silu,
+        F.gelu: gelu,
+        F.hardswish: unary("HardSwish"),
+        F.hardsigmoid: hardsigmoid,
+        F.mish: unary("Mish"),
+        F.elu: elu,
+        F.selu: unary("Selu"),
+        F.softplus: softplus,
+        F.softsign: unary("Softsign"),
+        F.glu: glu,
         F.local_response_norm: local_response_norm,
-        "contiguous": same,
-        "size": size,
-        getattr: attribute,
-        operator.getitem: item,
+        F.batch_norm: batch_norm,
+        F.layer_norm: layer_norm,
+        F.group_norm: group_norm,
+        F.instance_norm: instance_norm,
+        F.normalize: normalize,
+        F.pad: pad,
+        F.interpolate: interpolate,
+        F.scaled_dot_product_attention: attention,
     }
+    for dims in (1, 2, 3):
+        known[getattr(F, f"conv{dims}d")] = conv
+        known[getattr(F, f"conv_transpose{dims}d")] = conv_transpose
+        known[getattr(F, f"max_pool{dims}d")] = max_pool(dims)
+        known[getattr(F, f"avg_pool{dims}d")] = avg_pool(dims)
+        known[getattr(F, f"adaptive_avg_pool{dims}d")] = adaptive_pool(dims, "AveragePool")
+        known[getattr(F, f"adaptive_max_pool{dims}d")] = adaptive_pool(dims, "MaxPool")
+    return known

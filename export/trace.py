@@ -6,26 +6,24 @@ module takes only when it is given real tensors.
 """
 
 import contextlib
-import operator
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engineworks.export.emitter import CannotTranslate
-from engineworks.export.fold import copy_module, fold_batch_norm
+from engineworks.export.fold import copy_module
 from engineworks.runtime.compare import sqnr
 
 if TYPE_CHECKING:
     import torch
     from torch import fx
 
+STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth.stochastic_depth"  # the one function kept whole by its maker
 _AUGMENTED = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
-_VIEWS = {"Flatten", "Identity", "Dropout", "Dropout2d", "flatten", "view", "reshape", "contiguous", "dropout"} | {
-    "unsqueeze", "permute",
-}  # fmt: skip
-_KNOWN = {"torch", "_operator", "builtins", "math"}  # whose functions may be run on weights
+_KNOWN = {"torch", "_operator", "builtins", "math", STOCHASTIC_DEPTH}  # whose functions may be run on weights
 _SAME_DB = 90.0  # 15 bits: above what folding a batch norm costs in float32, below bfloat16, TF32 and other paths
 
 
@@ -82,50 +80,57 @@ def no_random_numbers() -> Iterator[None]:
         raise CannotTranslate("random numbers drawn in forward")
 
 
-def trace(module: "torch.nn.Module") -> "fx.GraphModule":
-    """Trace a copy whose batch norms are folded."""
-    import torch
+@dataclass
+class Traced:
+    """A trace, and what each of its nodes gave when it was taken (``tracer.RunningTracer``).
+
+    ``module`` is the trace, on weights of its own; ``original`` the copy that it was taken of. Of what depends on the
+    input only shapes and types are kept.
+    """
+
+    module: "fx.GraphModule"
+    original: "torch.nn.Module"
+    values: "dict[fx.Node, Any]"
+    fixed: "set[fx.Node]"
+    writing: "set[fx.Node]"
+    result: Any
+
+
+def trace(module: "torch.nn.Module", examples: "list[torch.Tensor]", leaves: frozenset[type]) -> Traced:
+    """Trace a copy, weights and all, so that nothing that ``forward`` does can reach the module itself."""
     from torch import fx
 
+    from engineworks.export.tracer import RunningTracer
+
     try:
-        with torch.no_grad(), no_random_numbers():
-            folded = fold_batch_norm(module)
-            root, tracer = copy_module(folded, folded.parameters()), _tracer()  # forward may write on its buffers
+        with no_random_numbers():
+            root, tracer = copy_module(module, ()), RunningTracer(examples, leaves)
+            held = {name for name, _ in (*root.named_parameters(), *root.named_buffers())}
             state = _state(root)
-            graph = tracer.trace(root)
+            graph = tracer.follow(root)
     except CannotTranslate:
         raise
     except Exception as error:  # whatever the module's own forward raises when it is run on proxies
         raise CannotTranslate(f"a forward that a trace cannot follow ({first_line(error)})") from error
-    held = *module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)
-    made = {node.target for node in graph.nodes if node.op == "get_attr"} - {name for name, _ in held}
+    made = {str(node.target) for node in graph.nodes if node.op == "get_attr"} - held
     if made:
-        raise CannotTranslate(f"a tensor made inside forward ({min(map(str, made))})")
+        raise CannotTranslate(f"a tensor made inside forward ({min(made)})")
+    traced = Traced(fx.GraphModule(root, graph), root, tracer.values, tracer.fixed, tracer.writing, tracer.result)
+    check_writes(traced)
+    traced.module.recompile()
+    traced.values = {node: _slim(value) if node not in traced.fixed else value for node, value in traced.values.items()}
     if _state(root) != state:
         raise CannotTranslate("a forward that changes the module: a write to the module's own tensors or attributes")
-    for node in graph.nodes:
-        if node.op == "placeholder" and (node.args or str(node.target).startswith("*")):
-            raise CannotTranslate(f"an optional argument of forward ({node.name})")
-    return fx.GraphModule(tracer.root, graph)
+    return traced
 
 
-def _tracer() -> "fx.Tracer":
-    """Make a tracer that sees the write in ``x += y``, which torch's own takes for ``x = x + y``."""
-    from torch import fx
+def _slim(value: Any) -> Any:
+    """Keep of a tensor its shape and type: its numbers are as large as the network's activations."""
+    import torch
 
-    class Proxy(fx.Proxy):
-        pass
-
-    class Tracer(fx.Tracer):
-        def proxy(self, node: fx.Node) -> fx.Proxy:
-            return Proxy(node, self)
-
-    def method(write: Any) -> Callable[[fx.Proxy, Any], fx.Proxy]:
-        return lambda self, other: self.tracer.create_proxy("call_function", write, (self, other), {})
-
-    for name in _AUGMENTED:
-        setattr(Proxy, f"__{name}__", method(getattr(operator, name)))
-    return Tracer()
+    if isinstance(value, (tuple, list)):
+        return tuple(_slim(part) for part in value)
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 def _state(module: "torch.nn.Module") -> list[Any]:
@@ -144,7 +149,7 @@ def _described(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_described(part) for part in value]
     if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
-        content = value.detach().reshape(-1).view(torch.uint8).numpy().tobytes()  # .data writes count no version
+        content = _bytes(value).numpy().tobytes()  # .data writes count no version
         return id(value), content, value._version, value
     if isinstance(value, np.ndarray):
         return value.tobytes()
@@ -162,49 +167,54 @@ def _generator_state(value: Any) -> Any:
     return value.get_state().numpy().tobytes() if isinstance(value, torch.Generator) else None
 
 
-def record(traced: "fx.GraphModule", examples: "list[torch.Tensor]") -> "dict[fx.Node, Any]":
-    """Run the trace once and keep what every node gave."""
-    from torch import fx
-
-    kept: dict[fx.Node, Any] = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            kept[n] = super().run_node(n)
-            return kept[n]
-
-    if len(examples) != sum(node.op == "placeholder" for node in traced.graph.nodes):
-        raise CannotTranslate(f"a forward that does not take {len(examples)} inputs")
-    try:
-        Recorder(traced).run(*[example.clone() for example in examples])
-    except Exception as error:  # the module's own, or of a trace with other inputs than were given
-        raise CannotTranslate(f"a trace that does not run ({first_line(error)})") from error
-    return kept
-
-
-def ask(
-    module: "torch.nn.Module", inputs: "Mapping[str, torch.Tensor]", values: "dict[fx.Node, Any]", rows: int
-) -> None:
-    """Hold the trace against the module itself, on the first rows of the example."""
-    import torch
+def ask(traced: Traced, inputs: "Mapping[str, torch.Tensor]", rows: int) -> None:
+    """Hold the trace against the module that it was taken of, on the first rows of the example."""
     from torch.utils._pytree import tree_leaves
 
     try:
-        with torch.no_grad():
-            result = copy_module(module, module.parameters())(*(tensor[:rows].clone() for tensor in inputs.values()))
+        result = traced.original(*(tensor[:rows].clone() for tensor in inputs.values()))
     except Exception as error:  # the module's own
         raise CannotTranslate(f"a module that does not run ({first_line(error)})") from error
-    right, traced = tree_leaves(result), [answer[:rows] for answer in tree_leaves(values[next(reversed(values))])]
-    if len(right) != len(traced) or not all(map(_same, right, traced)):
+    right, answers = tree_leaves(result), tree_leaves(traced.result)
+    if len(right) != len(answers) or not all(
+        _same(one, other, rows) for one, other in zip(right, answers, strict=True)
+    ):
         raise CannotTranslate("a forward that answers otherwise when it is traced, or among other rows")
 
 
-def _same(right: Any, traced: "torch.Tensor") -> bool:
+def share(traced: Traced, module: "torch.nn.Module") -> None:
+    """Let the copies have the module's own tensors again, which are as large; both runs have left them as they were.
+
+    Raises:
+        CannotTranslate: they have not.
+    """
     import torch
 
-    if not isinstance(right, torch.Tensor) or (right.dtype, right.shape) != (traced.dtype, traced.shape):
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    copies = dict((*traced.original.named_parameters(), *traced.original.named_buffers()))
+    for name, tensor in tensors:
+        copied = copies[name]
+        if not torch.equal(copied, tensor) and not torch.equal(_bytes(copied), _bytes(tensor)):  # not a number is none
+            raise CannotTranslate(f"a forward that changes the module: a write to {name}")
+        copied.data = tensor.data
+
+
+def _bytes(tensor: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
+    return tensor.detach().reshape(-1).view(torch.uint8)
+
+
+def _same(right: Any, traced: Any, rows: int) -> bool:
+    """Compare an answer with the first rows of the trace's; what is no tensor is refused elsewhere."""
+    import torch
+
+    if not isinstance(right, torch.Tensor) or not isinstance(traced, torch.Tensor):
+        return type(right) is type(traced)
+    first = traced if traced.shape == right.shape else traced[:rows]  # what has no batch is refused elsewhere
+    if (right.dtype, right.shape) != (first.dtype, first.shape):
         return False
-    return sqnr(right.detach().numpy(), traced.detach().numpy()) > _SAME_DB
+    return sqnr(right.detach().double().numpy(), first.detach().double().numpy()) > _SAME_DB
 
 
 def first_line(error: Exception) -> str:
@@ -212,45 +222,77 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:80]
 
 
-def check_writes(traced: "fx.GraphModule") -> None:
-    """Refuse writes to the module's own tensors and to values with other readers, and functions of unknown make."""
-    fixed: set[fx.Node] = set()  # what is made of weights alone
-    for node in traced.graph.nodes:
-        sources = node.all_input_nodes
-        if node.op == "get_attr" or (node.op.startswith("call") and fixed.issuperset(sources)):
-            fixed.add(node)
-        if node.op == "call_function" and (node.target.__module__ or "torch").split(".")[0] not in _KNOWN:
+def check_writes(traced: Traced) -> None:
+    """Let who reads a value after a write read what was written; refuse writes that reach further, and odd functions.
+
+    Further: to the module's own tensors, to the input, to memory of which there are views.
+    """
+    memory = _Memory(traced)
+    for node in traced.module.graph.nodes:
+        if node.op == "call_function" and not _is_known(node.target):
             raise CannotTranslate(f"the function {node.target.__name__}")
-        if node in fixed and "empty" in _kind(node, traced):
+        if node in traced.fixed and "empty" in _kind(node, traced.module):
             raise CannotTranslate(f"a tensor that is not initialised ({node.name})")
-        if not _writes(node, traced):
+        if node not in traced.writing and not _writes(node, traced.module):
             continue
-        if fixed.intersection((node, *sources[:1])) or "out" in node.kwargs:
+        if traced.fixed.intersection((node, *node.all_input_nodes[:1])) or node.kwargs.get("out") is not None:
             raise CannotTranslate(f"a write to the module's own tensors ({node.name})")
-        if not _alone(node, traced):
+        if memory.is_read_elsewhere(node):
             raise CannotTranslate(f"an in-place write at {node.name} to a value with other readers")
 
 
+def _is_known(function: Any) -> bool:
+    home = function.__module__ or "torch"
+    return home.split(".")[0] in _KNOWN or f"{home}.{function.__name__}" in _KNOWN
+
+
 def _writes(node: "fx.Node", traced: "fx.GraphModule") -> bool:
+    """Tell by its name what writes in place: ``.data`` counts no versions."""
     if not node.op.startswith("call"):
         return False
     if node.op == "call_module":
         return bool(getattr(traced.get_submodule(str(node.target)), "inplace", False))
     name = _kind(node, traced)
-    if node.kwargs.get("inplace") or "out" in node.kwargs:
+    if node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
         return True
     return name in {*_AUGMENTED, "setitem", "__setitem__"} or (name.endswith("_") and not name.endswith("__"))
 
 
-def _alone(node: "fx.Node", traced: "fx.GraphModule") -> bool:
-    """Tell whether an in-place operator is the only reader of what it writes to, and of what that is a view of."""
-    source: Any = node.args[0] if node.args else None
-    while True:
-        if not hasattr(source, "users") or len(source.users) != 1 or source.op in {"placeholder", "get_attr"}:
-            return False
-        if _kind(source, traced) not in _VIEWS:
-            return True
-        source = source.args[0] if source.args else None
+class _Memory:
+    """Knows which values lie in the same memory, and when each is read."""
+
+    def __init__(self, traced: Traced) -> None:
+        self._values, self._sharing = traced.values, dict[int, list["fx.Node"]]()
+        self._position = {node: index for index, node in enumerate(traced.module.graph.nodes)}
+        for node in self._position:
+            for place in _memory(self._values.get(node)):
+                self._sharing.setdefault(place, []).append(node)
+
+    def is_read_elsewhere(self, writer: "fx.Node") -> bool:
+        """Tell whether a value from before the write, in memory written to, is the input's or is read afterwards.
+
+        What is read afterwards and is the very tensor that the writer returns is read from the writer instead.
+        """
+        now = self._position[writer]
+        places = _memory(self._values[writer]).union(*(_memory(self._values[n]) for n in writer.all_input_nodes[:1]))
+        for other in [node for place in places for node in self._sharing[place] if self._position[node] < now]:
+            if other.op in {"placeholder", "get_attr"}:
+                return True
+            later = [user for user in other.users if self._position[user] > now]
+            if later and self._values[other] is not self._values[writer]:
+                return True
+            for user in later:
+                user.replace_input_with(other, writer)
+        return False
+
+
+def _memory(value: Any) -> set[int]:
+    """Return where a value's tensors lie: views share one place."""
+    import torch
+
+    if isinstance(value, (tuple, list)):
+        return {place for part in value for place in _memory(part)}
+    return {value.untyped_storage().data_ptr()} if isinstance(value, torch.Tensor) and value.numel() else set()
 
 
 def _kind(node: "fx.Node", traced: "fx.GraphModule") -> str:

@@ -1,41 +1,52 @@
-"""Import torchvision where its compiled operators do not load, as beside a CPU build of torch."""
+"""Import torchvision where its compiled operators do not load: its classification networks need none of them.
 
-from __future__ import annotations
+A torchvision built for CUDA beside a CPU build of torch, or for another torch, fails at import with "operator
+torchvision::nms does not exist": it describes its operators to torch, and torch does not know them. Here they are
+declared first, by name and signature alone, so that the import succeeds; calling one still fails.
+"""
 
 import importlib
-import re
 import sys
+from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
-_kept: dict[str, Any] = {}  # operator → its torch.library.Library: the declaration lasts as long as that
+if TYPE_CHECKING:
+    import torch
+
+_SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"  # torchvision/csrc/ops/nms.cpp
+_OPERATORS = ("nms", "qnms")  # those that torchvision describes to torch whether they are compiled or not
+_declared: "list[torch.library.Library]" = []  # a declaration ends with its object
 
 
+@cache
 def import_torchvision() -> tuple[ModuleType, bool]:
-    """Import torchvision; its networks need none of its compiled operators, detectors apart.
+    """Import torchvision, declaring its operators where they do not load; timm imports it too, so call this first.
 
     Returns:
-        The module, and whether its compiled operators are missing: then those of detection (``nms``) fail.
+        The package, and whether the operators had to be declared: then detection networks do not run.
 
     Raises:
-        ImportError: torchvision is not installed.
+        ImportError: torchvision is not installed, or needs more than these declarations.
     """
-    while True:
-        try:
-            return importlib.import_module("torchvision"), bool(_kept)
-        except RuntimeError as error:
-            missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
-            if missing is None or missing[1] in _kept:
-                raise
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        _declare(missing[1])
+    try:
+        return importlib.import_module("torchvision"), False
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            raise ImportError(f"torchvision does not load: {error}") from error
+    _declare()
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]  # what the failed import left behind
+    try:
+        return importlib.import_module("torchvision"), True
+    except RuntimeError as error:
+        raise ImportError(f"torchvision does not load beside this torch: {error}") from error
 
 
-def _declare(operator: str) -> None:
-    """Declare an operator whose absence stops the import (torchvision/_meta_registrations.py: nms and qnms)."""
-    from torch.library import Library
+def _declare() -> None:
+    import torch
 
-    library: Any = Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-    library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _kept[operator] = library
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    for name in _OPERATORS:
+        library.define(name + _SIGNATURE)  # type: ignore[no-untyped-call]
+    _declared.append(library)

@@ -98,3 +98,77 @@ def two_inputs(make_bundle: Callable[..., Path]) -> Path:
 def pixels() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Noise, 30 rows by 20 columns of three channels."""
     return np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
+
+
+# --- our own translation: the fixtures below need torch and onnx, and import them where they are used ---
+
+SAME_DB = 90.0  # 15 of float32's 24 bits: what is left for sums in another order; anything else is another graph
+OPSETS = (18, 23)  # the oldest and the newest on offer
+
+
+@pytest.fixture(scope="session")
+def as_module() -> Callable[[Any], Any]:
+    """Make a module in eval mode of a module, or of a function of one tensor."""
+    from torch import nn
+
+    class Function(nn.Module):
+        def __init__(self, run: Callable[..., Any]) -> None:
+            super().__init__()
+            self.run = run
+
+        def forward(self, x: Any) -> Any:
+            return self.run(x)
+
+    return lambda net: (net if isinstance(net, nn.Module) else Function(net)).eval()
+
+
+@pytest.fixture(scope="session")
+def translated(as_module: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Translate at every opset on offer's ends; hold answers, shapes and FP16; return the last graph."""
+    import onnx
+    import torch
+
+    from engineworks.export.half import to_half
+    from engineworks.export.translate import translate
+    from engineworks.runtime.backend import open_session
+    from engineworks.runtime.compare import sqnr
+
+    def check(net: Any, *shape: int, sizes: tuple[int, ...] = (1, 3, 8), half: bool = True) -> Any:
+        module, graph = as_module(net), None
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(*shape, generator=generator)
+        for opset in OPSETS:
+            graph, _ = translate(module, {"x": x}, ("y",), batch=Batch(1, 4, 8), opset=opset)
+            onnx.checker.check_model(graph, full_check=True)
+            session = open_session(graph.SerializeToString(), "cpu", threads=1)
+            for size in sizes:
+                rows = torch.randn(size, *shape[1:], generator=generator)
+                with torch.no_grad():
+                    right: Any = module(rows.clone()).numpy()
+                (got,) = session.run({"x": rows.numpy()}, ["y"])
+                assert (got.shape, got.dtype) == (right.shape, right.dtype), f"opset {opset}, batch {size}"
+                assert sqnr(right, got) > SAME_DB, f"opset {opset}, batch {size}"
+            if half:
+                typed = to_half(graph, "fp16")
+                onnx.checker.check_model(typed, full_check=True)
+                open_session(typed.SerializeToString(), "cpu", threads=1)
+        return graph
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def refusal(as_module: Callable[[Any], Any]) -> Callable[..., str]:
+    """Say why our own translation does not take a module, or a function of one tensor."""
+    import torch
+
+    from engineworks.export.emitter import CannotTranslate
+    from engineworks.export.translate import translate
+
+    def why(net: Any, *shape: int) -> str:
+        x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+        with pytest.raises(CannotTranslate) as refused:
+            translate(as_module(net), {"x": x}, ("y",), batch=Batch(1, 4, 8), opset=20)
+        return str(refused.value)
+
+    return why
