@@ -38,7 +38,12 @@ def zoo_source(recipe: Recipe) -> Source:
 
     spec = recipe.spec
     version = metadata.version(spec.kind)
-    shimmed = import_torchvision()[1]
+    try:
+        shimmed = import_torchvision()[1]
+    except ImportError as error:
+        raise ExportError(
+            f"{spec.shown}: {error}. Install a torchvision that fits torch {torch.__version__}."
+        ) from error
     with users_code(spec.shown), torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         module, preprocessing = (_timm if spec.kind == "timm" else _torchvision)(recipe)
