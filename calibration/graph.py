@@ -88,6 +88,16 @@ class Graph:
         self.names.add(name)
         return name
 
+    def store(self, wanted: str, values: Array) -> str:
+        """Add an initializer under a fresh name, and return that."""
+        from onnx import numpy_helper
+
+        name = self.fresh(wanted)
+        tensor = self.model.graph.initializer.add()
+        tensor.CopyFrom(numpy_helper.from_array(values, name))
+        self.stored[name] = tensor
+        return name
+
     def ancestors(self, name: str) -> dict[str, int]:
         """Return every tensor that one depends on → the fewest nodes between them; itself at 0."""
         found, frontier, distance = {name: 0}, [name], 0

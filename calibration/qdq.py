@@ -32,19 +32,11 @@ class _Writer:
     before: dict[str, list["NodeProto"]]
     stored_zeros: dict[int, str]
 
-    def store(self, name: str, values: Array) -> str:
-        """Add an initializer under a fresh name, and return that."""
-        from onnx import numpy_helper
-
-        found = self.graph.fresh(name)
-        self.graph.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), found))
-        return found
-
     def zeros(self, channels: int) -> str:
         """Return the name of the zero point: one for all tensors (0 channels), one for each width of weights."""
         if channels not in self.stored_zeros:
             name = f"{_ZERO}_{channels}" if channels else _ZERO
-            self.stored_zeros[channels] = self.store(name, np.zeros(channels or (), np.int8))
+            self.stored_zeros[channels] = self.graph.store(name, np.zeros(channels or (), np.int8))
         return self.stored_zeros[channels]
 
     def node(self, kind: str, inputs: list[str], output: str, module: str, axis: int | None = None) -> "NodeProto":
@@ -115,7 +107,7 @@ def _quantise_tensor(writer: _Writer, tensor: str, readers: tuple[tuple[str, int
     graph = writer.graph
     first = min((graph.by_name[name] for name, _ in readers), key=graph.nodes.index)
     module = module_of(graph.producer.get(tensor)) or module_of(first)
-    stored, zero = writer.store(f"{tensor}_scale", np.array(scale, np.float32)), writer.zeros(0)
+    stored, zero = graph.store(f"{tensor}_scale", np.array(scale, np.float32)), writer.zeros(0)
     steps, values = graph.fresh(f"{tensor}_int8"), graph.fresh(f"{tensor}_dequantised")
     writer.before.setdefault(first.name, []).extend(
         [
@@ -130,8 +122,8 @@ def _quantise_tensor(writer: _Writer, tensor: str, readers: tuple[tuple[str, int
 def _quantise_layer(writer: _Writer, layer: Layer, given: Int8Layer) -> None:
     graph = writer.graph
     node = graph.by_name[layer.name]
-    stored = writer.store(f"{layer.weight}_int8", given.values)
-    scales = writer.store(f"{layer.weight}_scale", np.asarray(given.scales, np.float32))
+    stored = graph.store(f"{layer.weight}_int8", given.values)
+    scales = graph.store(f"{layer.weight}_scale", np.asarray(given.scales, np.float32))
     values = graph.fresh(f"{layer.weight}_dequantised")
     zero = writer.zeros(len(given.scales))
     made = writer.node("DequantizeLinear", [stored, scales, zero], values, module_of(node), layer.axis)
@@ -150,8 +142,7 @@ def set_bias(graph: Graph, layer: Layer, bias: Array) -> None:
     if layer.bias in graph.stored and graph.sole_reader(layer.bias):
         graph.stored[layer.bias].CopyFrom(numpy_helper.from_array(values, layer.bias))
         return
-    name = graph.fresh(layer.bias or f"{layer.name}_bias")
-    graph.model.graph.initializer.append(numpy_helper.from_array(values, name))
+    name = graph.store(layer.bias or f"{layer.name}_bias", values)
     if len(node.input) > 2:
         node.input[2] = name
     else:

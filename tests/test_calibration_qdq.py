@@ -68,6 +68,7 @@ def test_the_graph_is_q_dq_on_the_input_and_dq_on_int8_weights() -> None:
     assert values["c.weight_int8"].dtype == np.int8
     assert "c.weight" not in values
     assert values["c.bias"].dtype == np.float32
+    assert values["x_scale"].shape == (), "of a vector of one TensorRT makes a float layer"
     assert all(
         not zero.any() and zero.dtype == np.int8 for name, zero in values.items() if name.startswith("int8_zero")
     )
