@@ -97,8 +97,8 @@ def pick(costs: Mapping[str, int], noise: Mapping[str, float], share: float) -> 
     """
     budget = share * sum(costs.values())
     best: list[tuple[float, tuple[str, ...]]] = [(0.0, ())] * (_GRAINS + 1)
-    for name in noise:
-        size = int(np.ceil(costs[name] / budget * _GRAINS)) if budget > 0 else _GRAINS + 1
+    for name in [name for name in noise if 0 < costs[name] <= budget]:
+        size = int(np.ceil(costs[name] / budget * _GRAINS))
         for room in range(_GRAINS, size - 1, -1):
             before = best[room - size]
             if before[0] + noise[name] > best[room][0]:

@@ -39,7 +39,7 @@ class Int8Layer:
 
 
 def round_scales(scales: Array, rest: Rest) -> Floats:
-    """Round scales to what the rest of the graph can hold; none becomes 0.
+    """Round scales up to what the rest of the graph can hold, so that no range becomes shorter and none is 0.
 
     Raises:
         ExportError: a scale that is not finite, or too large for FP16.
@@ -48,7 +48,9 @@ def round_scales(scales: Array, rest: Rest) -> Floats:
     if not np.isfinite(wide).all() or (wide > _LARGEST[rest]).any():
         raise ExportError(f"a scale is {wide.max():.3g}: expected finite scales up to {_LARGEST[rest]:.3g} for {rest}.")
     kind = np.float16 if rest == "fp16" else np.float32
-    return np.asarray(np.maximum(wide, _SMALLEST[rest]).astype(kind), np.float32)
+    rounded: Array = np.maximum(wide, _SMALLEST[rest]).astype(kind)
+    short = rounded.astype(np.float64) < wide
+    return np.asarray(np.where(short, np.nextafter(rounded, kind(np.inf)), rounded), np.float32)
 
 
 def channel_scales(rows: Floats, rest: Rest) -> Floats:

