@@ -153,7 +153,7 @@ def observe(
     """
     if every < 1:
         raise ValueError(f"every: expected 1 or more, got {every}.")
-    run = _exposed(model, tensors)
+    run = expose(model, tensors)
     found = {name: TensorStatistics() for name in tensors}
     clock = _Clock(on_progress, len(inputs) if total is None and isinstance(inputs, Sized) else total)
     with closing(prefetch(_rows(inputs))) as ahead, ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST)) as pool:
@@ -201,8 +201,20 @@ def _stride(shape: tuple[int, ...], every: int) -> int:
     return next(stride for stride in range(every, every + plane + 1) if stride == 1 or gcd(stride, plane) == 1)
 
 
-def _exposed(model: "ModelProto | bytes", tensors: Sequence[str]) -> Callable[[Mapping[str, Array]], list[Array]]:
-    """Return a function that runs the graph on one image and gives these tensors; what lies behind them is cut off."""
+def expose(model: "ModelProto | bytes", tensors: Sequence[str]) -> Callable[[Mapping[str, Array]], list[Array]]:
+    """Return a function that runs the graph on one image and gives these tensors; what lies behind them is cut off.
+
+    Args:
+        model: a float32 graph; left as it is.
+        tensors: names of tensors of it, each once.
+
+    Returns:
+        a function from input name → array with a batch axis of 1 to the tensors' arrays, in the order of the names.
+        It raises InputError where the arrays do not fit the graph.
+
+    Raises:
+        ExportError: the graph has no such tensor.
+    """
     from onnx import ModelProto, ValueInfoProto
 
     graph = ModelProto.FromString(model if isinstance(model, bytes) else model.SerializeToString())

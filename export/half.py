@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 HalfType = Literal["fp16", "bf16"]
 _LARGEST = {"fp16": 65504.0, "bf16": 3.3895314e38}
 # Inputs that ONNX holds to float32 or that are no numbers of the network: operator → positions.
-_KEPT_INPUTS = {"Resize": (1, 2), "QuantizeLinear": (1,), "DequantizeLinear": (1,)}
-_REFUSED = {"QuantizeLinear", "DequantizeLinear", "If", "Loop", "Scan"}
+_KEPT_INPUTS = {"Resize": (1, 2)}
+_QDQ = {"QuantizeLinear", "DequantizeLinear"}
+_HALF_SCALES = 19  # the operator set since which Q and DQ take scales of a half type
+_REFUSED = {"If", "Loop", "Scan"}
 
 
 def to_half(model: "ModelProto", kind: HalfType) -> "ModelProto":
     """Return a copy of ``model`` whose tensors are FP16 or BF16, with float32 inputs and outputs.
+
+    What is int8 in a Q/DQ graph stays so; the scales become of the half type, which such a graph's writer has rounded
+    them to.
 
     Raises:
         ExportError: a weight beyond the type's range, by name; or an operator with a graph inside, which TensorRT's
@@ -44,7 +49,13 @@ def to_half(model: "ModelProto", kind: HalfType) -> "ModelProto":
 
 
 def _refuse(model: "ModelProto") -> None:
+    opset = max((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
     for node in model.graph.node:
+        if node.op_type in _QDQ and opset < _HALF_SCALES:
+            raise ExportError(
+                f"cannot cast the graph: {node.name} takes scales of a half type from opset {_HALF_SCALES} on, this "
+                f"graph has {opset}. Export it with a later --opset."
+            )
         if node.op_type in _REFUSED:
             raise ExportError(f"cannot cast the graph: {node.op_type} at {node.name}. Export this network with --fp32.")
 

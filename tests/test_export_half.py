@@ -177,13 +177,21 @@ def test_bf16_holds_what_fp16_cannot() -> None:
         to_half(model([node("Add", "x w", "y")], [stored("w", [3.4e38, 0, 0, 0])]), "bf16")
 
 
-@pytest.mark.parametrize("operator", ["QuantizeLinear", "If", "Loop"])
+@pytest.mark.parametrize("operator", ["If", "Loop"])
 def test_an_operator_that_cannot_be_cast_is_refused_by_name(operator: str) -> None:
     made = model([node("Relu", "x", "y")])
     made.graph.node[0].op_type = operator
     with pytest.raises(
         ExportError, match=f"cannot cast the graph: {operator} at node_y. Export this network with --fp32"
     ):
+        to_half(made, "fp16")
+
+
+def test_q_and_dq_before_their_half_scales_are_refused_with_the_mend() -> None:
+    made = model([node("Relu", "x", "y")])
+    made.graph.node[0].op_type = "QuantizeLinear"
+    made.opset_import[0].version = 18
+    with pytest.raises(ExportError, match="node_y takes scales of a half type from opset 19 on, this graph has 18"):
         to_half(made, "fp16")
 
 

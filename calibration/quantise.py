@@ -1,0 +1,253 @@
+"""From a float32 graph and some images to a Q/DQ graph whose answers stay close: every step measured, the best kept."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from engineworks.calibration.bias import correct_biases
+from engineworks.calibration.choose import choose
+from engineworks.calibration.correct import Options, correct
+from engineworks.calibration.graph import Array, Floats
+from engineworks.calibration.mixed import layer_costs, pick, sensitivity
+from engineworks.calibration.placement import Decision, Placement, place
+from engineworks.calibration.qdq import insert_qdq
+from engineworks.calibration.shift import Shifted, shift
+from engineworks.calibration.walk import Batches, run_all
+from engineworks.calibration.weights import Int8Layer, Rest
+from engineworks.runtime.compare import agreement
+from engineworks.runtime.errors import ExportError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Quality = Literal["fast", "normal", "high"]
+OnProgress = Callable[[str, int, int], None]
+FP16_SHARE = 0.01
+_FIT = {"fast": 0, "normal": 50, "high": 100}  # images that layers are fitted on, at most
+_HELD = 25  # images that steps are compared on, at most
+_SCANNED = 12  # images that the layers to leave out are found on
+_ROWS = 5  # images that run at once
+_ROOM = 1_500_000_000  # bytes for the values of the fitting images
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was observed of the tensors that ``place`` names: the candidates for ranges, and channel means.
+
+    ``scales``: way of choosing ranges → tensor → step of the symmetric grid. ``means``: tensor → ``(C,)``.
+    """
+
+    scales: Mapping[str, Mapping[str, float]]
+    means: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage, and how the network then answered the held-out images, against float32."""
+
+    name: str
+    sqnr_db: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A Q/DQ graph, and how it came about."""
+
+    model: "ModelProto"
+    """Float32 around int8; its scales are numbers that ``rest`` holds."""
+    method: str
+    scales: Mapping[str, float]
+    decisions: tuple[Decision, ...]
+    steps: tuple[Step, ...]
+    kept: str
+    """The name of the step whose graph this is: the one of the highest SQNR."""
+    left_out: tuple[str, ...]
+    fp16_share: float
+    """The share of the multiply-adds that was left out."""
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Job:
+    model: "ModelProto"
+    placement: Placement
+    measured: Measured
+    quality: Quality
+    rest: Rest
+    fit: Batches
+    held: Batches
+    reference: Floats
+    say: OnProgress
+
+
+def quantise(
+    model: "ModelProto",
+    batches: Batches,
+    measured: Measured,
+    *,
+    method: str = "auto",
+    quality: Quality = "normal",
+    fp16_share: float = FP16_SHARE,
+    rest: Rest = "fp16",
+    on_progress: OnProgress = lambda phase, done, total: None,
+) -> Quantised:
+    """Quantise a network to int8 and correct it, as far as ``quality`` goes.
+
+    Args:
+        model: the float32 graph, batch norm folded.
+        batches: calibration inputs; the last quarter (25 images at most) is held out of every fit, and every step is
+            measured on it.
+        measured: what was observed of ``place(model).scale_of``'s tensors and of the layers' inputs.
+        method: a key of ``measured.scales``, or ``auto``: that which serves the network best.
+        quality: ``fast`` corrects biases from means; ``normal`` shifts, rounds and fits layer by layer; ``high`` also
+            shifts what is padded, which adds a Pad before such layers, and fits on more images.
+        fp16_share: the share of the multiply-adds that may stay in the float type, 0 to 1; ``fast`` leaves none.
+        rest: the type that the graph is to be cast to.
+        on_progress: told a phase's name and how many of its parts are done.
+
+    Raises:
+        ExportError: an unknown method or quality, a share outside 0 to 1, no images, or no layer that int8 suits.
+    """
+    placement = place(model)
+    _check(placement, measured, method, quality, fp16_share)
+    fit, held, notes = _split(model, batches, quality)
+    job = _Job(model, placement, measured, quality, rest, fit, held, run_all(model, held, optimise=True), on_progress)
+    method, scales, layers, steps = _choose(job, method)
+    graph = insert_qdq(model, placement, scales, weights=layers, rest=rest)
+    first = Quantised(graph, method, scales, placement.decisions, tuple(steps), steps[-1].name, (), 0.0, notes)
+    return first if quality == "fast" else _best(first, _corrected(job, first, layers, fp16_share))
+
+
+def _check(placement: Placement, measured: Measured, method: str, quality: str, share: float) -> None:
+    if quality not in get_args(Quality) or not 0 <= share <= 1:
+        known = ", ".join(get_args(Quality))
+        raise ExportError(f"expected a quality of {known} and a share of 0 to 1, got {quality!r} and {share}.")
+    if method != "auto" and method not in measured.scales:
+        raise ExportError(f"ranges {method!r}: expected auto or one of {', '.join(measured.scales)}.")
+    if not placement.layers:
+        raise ExportError("no layer of this network suits int8: every one is too small or has no constant weights.")
+
+
+def _rows(batches: Batches) -> Iterator[dict[str, Array]]:
+    for batch in batches:
+        for index in range(len(next(iter(batch.values())))):
+            yield {name: values[index : index + 1] for name, values in batch.items()}
+
+
+def _grouped(rows: Sequence[Mapping[str, Array]], size: int) -> list[dict[str, Array]]:
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [{name: np.concatenate([row[name] for row in group]) for name in group[0]} for group in groups]
+
+
+def _split(model: "ModelProto", batches: Batches, quality: Quality) -> tuple[Batches, Batches, tuple[str, ...]]:
+    """Divide the images into those for fitting and those for measuring."""
+    rows = list(_rows(batches))
+    if not rows:
+        raise ExportError("calibration: expected images, got none.")
+    size = _fixed_rows(model) or _ROWS
+    if len(rows) < 4:
+        return _grouped(rows, size), _grouped(rows, size), (f"{len(rows)} images: none could be held out of the fit.",)
+    held = min(_HELD, -(-len(rows) // 4))
+    most = min(_FIT[quality], _affordable(model, rows[0]))
+    return _grouped(rows[: min(len(rows) - held, most)], size), _grouped(rows[-held:], size), ()
+
+
+def _fixed_rows(model: "ModelProto") -> int:
+    dims = [value.type.tensor_type.shape.dim for value in model.graph.input]
+    return max((int(axes[0].dim_value) for axes in dims if axes), default=0)
+
+
+def _affordable(model: "ModelProto", row: Mapping[str, Array]) -> int:
+    """Return how many images' values fit into memory: of the largest tensor, about four copies live at a time."""
+    from onnx import ModelProto, ValueInfoProto
+
+    shown = ModelProto()
+    shown.CopyFrom(model)
+    shown.graph.ClearField("output")
+    names = [node.output[0] for node in model.graph.node if node.op_type != "Constant"]
+    shown.graph.output.extend(ValueInfoProto(name=name) for name in names)
+    from engineworks.calibration.walk import session
+
+    size = _fixed_rows(model) or 1
+    values = session(shown).run(names, {name: np.repeat(array, size, axis=0) for name, array in row.items()})
+    largest = max(value.nbytes // size for value in values)
+    return int(max(8, _ROOM // (4 * max(largest, 1))))
+
+
+def _step(job: _Job, name: str, graph: "ModelProto") -> Step:
+    figures = agreement(job.reference, run_all(graph, job.held))
+    return Step(name, figures.sqnr_db, figures.top1)
+
+
+def _choose(job: _Job, method: str) -> tuple[str, Mapping[str, float], dict[str, Int8Layer], list[Step]]:
+    """Choose ranges, each way with biases corrected; return the steps measured, the chosen one last."""
+    layers = correct_biases(job.model, job.placement, job.measured.means, rest=job.rest)
+    names = list(job.measured.scales) if method == "auto" else [method]
+    steps: dict[str, Step] = {}
+
+    def answer(name: str) -> Floats:
+        job.say("ranges", len(steps), len(names))
+        graph = insert_qdq(job.model, job.placement, job.measured.scales[name], weights=layers, rest=job.rest)
+        answers = run_all(graph, job.held)
+        figures = agreement(job.reference, answers)
+        steps[name] = Step(f"{name} ranges, biases corrected", figures.sqnr_db, figures.top1)
+        return answers
+
+    chosen = choose(names, job.reference, answer).method
+    job.say("ranges", len(names), len(names))
+    return chosen, job.measured.scales[chosen], layers, [*(steps[n] for n in names if n != chosen), steps[chosen]]
+
+
+def _corrected(job: _Job, first: Quantised, layers: Mapping[str, Int8Layer], share: float) -> Quantised:
+    """Shift, leave out what the answers feel most, round and fit layer by layer."""
+    high = job.quality == "high"
+    moved = shift(job.model, job.placement, first.scales, padded=high, rest=job.rest)
+    left_out, spent = _left_out(job, moved, share)
+    if left_out:
+        placement = place(job.model, left_out=left_out)
+        moved = shift(job.model, placement, first.scales, padded=high, rest=job.rest)
+    placement = place(moved.model, left_out=left_out)
+    corrected = correct(
+        moved.model, placement, moved.scales, job.fit, options=Options(job.rest),
+        on_layer=lambda done, total: job.say("layers", done, total),
+    )  # fmt: skip
+    graph = insert_qdq(moved.model, placement, moved.scales, weights=corrected.layers, rest=job.rest)
+    name = f"{'255-level shift everywhere' if high else '255-level shift'}, rounding, affine correction"
+    name += f", {len(left_out)} layers left out" if left_out else ""
+    step = _step(job, name, graph)
+    steps = (*first.steps, step)
+    return Quantised(
+        graph, first.method, moved.scales, placement.decisions, steps, step.name, left_out, spent, first.notes
+    )
+
+
+def _left_out(job: _Job, moved: Shifted, share: float) -> tuple[tuple[str, ...], float]:
+    costs = layer_costs(job.model, job.fit[0])
+    whole = sum(costs.values())
+    placement = place(moved.model)
+    candidates = [name for name in placement.layers if costs[name] <= share * whole]
+    if not candidates:
+        return (), 0.0
+    layers = correct_biases(moved.model, placement, moved.means(job.measured.means), rest=job.rest)
+    few = _grouped(list(_rows(job.fit))[:_SCANNED], _fixed_rows(job.model) or _SCANNED)
+    noise = sensitivity(
+        moved.model, moved.scales, layers, few, candidates, rest=job.rest,
+        on_layer=lambda done, total: job.say("sensitivity", done, total),
+    )  # fmt: skip
+    chosen = pick(costs, noise, share)
+    order = [name for name in placement.layers if name in chosen]
+    return tuple(order), sum(costs[name] for name in order) / whole
+
+
+def _best(first: Quantised, second: Quantised) -> Quantised:
+    """Keep the later graph, unless it answers worse than the earlier one; that is said."""
+    if second.steps[-1].sqnr_db >= first.steps[-1].sqnr_db:
+        return second
+    note = f"the corrections lowered the SQNR to {second.steps[-1].sqnr_db:.1f} dB and were left away"
+    return Quantised(
+        first.model, first.method, first.scales, first.decisions, second.steps, first.kept, (), 0.0,
+        (*first.notes, note),
+    )  # fmt: skip

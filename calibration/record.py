@@ -1,0 +1,180 @@
+"""``calibration.json``: how a network's scales came about, to be kept in the bundle and used again (``--calib-cache``).
+
+The text is deterministic: sorted keys, two spaces, one trailing newline. ``digest`` covers everything but itself, so
+that an edited file is known; the hashes of graph and images tell a stale one.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engineworks.calibration.observe import Statistics
+from engineworks.runtime.errors import ExportError
+from engineworks.runtime.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+SCHEMA = 1
+FILE = "calibration.json"
+_AGAIN = "Calibrate again without --calib-cache"
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One tensor's scale, and the smallest and largest value that was seen of it."""
+
+    scale: float
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Everything that decided a network's scales.
+
+    Attributes:
+        method: as ``scales`` takes it, or what the caller chose by.
+        tensors: name → scale and range.
+        graph: sha256 of the float32 graph, as ``graph_sha256`` makes it.
+        images: sha256 of the images' content, as ``Images.sha256`` has it.
+        description: where the images come from.
+        count: how many there were.
+        every: how the histograms sampled; 1 is every element.
+        preprocessing: the recipe, as JSON, or None.
+        left: layer → why it stays in higher precision.
+        tools: name → version.
+    """
+
+    method: str
+    tensors: Mapping[str, TensorRecord]
+    graph: str
+    images: str
+    description: str
+    count: int
+    every: int
+    preprocessing: Mapping[str, Any] | None
+    left: Mapping[str, str] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """Tensor name → scale."""
+        return {name: tensor.scale for name, tensor in self.tensors.items()}
+
+
+def tensor_records(statistics: Statistics, scales: Mapping[str, float]) -> dict[str, TensorRecord]:
+    """Join scales with the ranges that were observed."""
+    found = statistics.tensors
+    return {name: TensorRecord(scale, found[name].minimum, found[name].maximum) for name, scale in scales.items()}
+
+
+def graph_sha256(model: "ModelProto | bytes") -> str:
+    """Return the sha256 of a graph, serialised deterministically."""
+    from onnx import ModelProto
+
+    proto = ModelProto.FromString(model) if isinstance(model, bytes) else model
+    return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what computes statistics and reads pictures."""
+    import onnx
+    import onnxruntime
+    import PIL
+
+    versions = {"numpy": np.__version__, "onnx": onnx.__version__, "pillow": PIL.__version__}
+    return versions | {"onnxruntime": onnxruntime.__version__}
+
+
+def dump_calibration(calibration: Calibration) -> bytes:
+    """Write ``calibration.json``, its own digest included; the same bytes for the same content."""
+    content = asdict(calibration)
+    content["digest"] = _digest(content)
+    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def load_calibration(content: bytes, where: str = FILE) -> Calibration:
+    """Read ``calibration.json``.
+
+    Args:
+        content: what ``dump_calibration`` wrote.
+        where: the file's name, for messages.
+
+    Raises:
+        ExportError: not JSON, another schema, edited since it was written, or a scale that cannot be one.
+    """
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{where}: expected JSON, got something else ({error}). {_AGAIN}.") from error
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if schema != SCHEMA or isinstance(schema, bool):
+        raise ExportError(f"{where}: expected schema {SCHEMA}, got {schema!r}. {_AGAIN}.")
+    if values.pop("digest", None) != _digest(values):
+        raise ExportError(f"{where}: was edited or cut since it was written. {_AGAIN}.")
+    try:
+        tensors = {name: TensorRecord(**tensor) for name, tensor in values.pop("tensors").items()}
+        made = Calibration(tensors=tensors, **values)
+        _check_scales(made)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ExportError(f"{where}: lacks or mistypes a field: {error!s}. {_AGAIN}.") from error
+    return made
+
+
+def _check_scales(calibration: Calibration) -> None:
+    for name, tensor in calibration.tensors.items():
+        if not (isinstance(tensor.scale, float) and math.isfinite(tensor.scale) and tensor.scale > 0):
+            raise ValueError(f"tensor {name!r} has a scale of {tensor.scale!r}")
+
+
+def check_fresh(
+    calibration: Calibration,
+    *,
+    graph: str,
+    images: str,
+    preprocessing: Preprocessing | None,
+    method: str,
+    where: str = FILE,
+) -> None:
+    """Refuse a cached calibration that was made of something else.
+
+    Args:
+        calibration: what was kept.
+        graph: sha256 of the graph now.
+        images: sha256 of the images now.
+        preprocessing: how the images are prepared now.
+        method: what is asked for now.
+        where: the file's name, for messages.
+
+    Raises:
+        ExportError: naming what differs. Other versions of tools do not: they are recorded, and change last bits.
+    """
+    recipe = None if preprocessing is None else preprocessing.to_json()
+    pairs = {
+        "graph": (calibration.graph, graph),
+        "images": (calibration.images, images),
+        "preprocessing": (calibration.preprocessing, recipe),
+        "method": (calibration.method, method),
+    }
+    stale = [(what, then, now) for what, (then, now) in pairs.items() if then != now]
+    if stale:
+        what, then, now = stale[0]
+        other = "other" if what == "images" else "another"
+        raise ExportError(f"{where}: was made with {other} {what}: {_short(then)}, now {_short(now)}. {_AGAIN}.")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return f"sha256 {text[:12]}…" if len(text) == 64 and text.isalnum() else text
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
