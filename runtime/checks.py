@@ -108,13 +108,13 @@ def checked(rules: Contract, given: Mapping[str, Any]) -> tuple[dict[str, Array]
         shape = array.shape
         if array.dtype != spec.dtype or shape[1:] != spec.row or not (shape and spec.free_batch):
             _check_array(spec, array)
-        arrays[name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+        arrays[name] = array
         rows = shape[0] if shape else 1
     if len(arrays) > 1 or not rules.smallest <= rows <= rules.largest:
         _check_batch(rules, arrays)
     if rules.nan == "refuse":
         _check_finite(arrays)
-    return arrays, rows
+    return {name: a if a.flags.c_contiguous else np.ascontiguousarray(a) for name, a in arrays.items()}, rows
 
 
 def check_row(spec: Spec, number: int, row: Array) -> None:

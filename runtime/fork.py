@@ -4,7 +4,9 @@ ONNX Runtime and CUDA do not survive a fork: a run in the child would wait for t
 freeing the session. So the child abandons what it inherited; a session that it loads itself is whole.
 """
 
+import ctypes
 import os
+import sys
 import weakref
 from typing import Protocol
 
@@ -25,8 +27,26 @@ def abandon_after_fork(thing: Abandonable) -> None:
 
 
 def _abandon_all() -> None:
-    for thing in list(_alive):
+    inherited = list(_alive)
+    for thing in inherited:
         thing.abandon()
+    if inherited and "onnxruntime" in sys.modules:
+        _end_without_native_destructors()
+
+
+def _end_without_native_destructors() -> None:
+    """Have this process flush C's streams and end as soon as Python has; with its status.
+
+    A forked child that inherited onnxruntime hangs when it ends: since 1.31 the import alone starts a thread, which
+    ONNX Runtime's destructors wait for (microsoft/onnxruntime, pull request 31961, tells of their kind).
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        at_exit, run_last, end, flush = libc.__cxa_atexit, libc.on_exit, libc._exit, libc.fflush
+    except (OSError, AttributeError):  # on_exit is glibc's
+        return
+    run_last(end, None)  # called in the reverse order: this ends the process, before the destructors registered so far
+    at_exit(flush, None, None)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

@@ -277,6 +277,7 @@ class Session:
         _shut(self._batcher, self._inflight)
 
     def _checked(self, inputs: Any) -> tuple[dict[str, Any], dict[str, Array], int]:
+        self._inflight.check()
         if not self._open:
             raise self._inflight.closed()
         given = named(self._rules.specs, inputs)
