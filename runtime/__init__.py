@@ -16,19 +16,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engineworks.runtime.backend import Backend
     from engineworks.runtime.bundle import Bundle, open_bundle, write_bundle
+    from engineworks.runtime.classify import Prediction, softmax
     from engineworks.runtime.compare import Agreement, agreement
     from engineworks.runtime.errors import (
         BackendError,
         BundleError,
+        DeadlineError,
         EngineError,
         EngineworksError,
         ExportError,
         InputError,
         ParityError,
+        QueueFullError,
     )
     from engineworks.runtime.manifest import Manifest, Tensor
     from engineworks.runtime.preprocessing import Preprocessing, preprocess
-    from engineworks.runtime.session import Prediction, Session, load, softmax
+    from engineworks.runtime.session import Session, load
+    from engineworks.runtime.stats import Stats
 
 __all__ = [
     "Agreement",
@@ -36,6 +40,7 @@ __all__ = [
     "BackendError",
     "Bundle",
     "BundleError",
+    "DeadlineError",
     "EngineError",
     "EngineworksError",
     "ExportError",
@@ -44,7 +49,9 @@ __all__ = [
     "ParityError",
     "Prediction",
     "Preprocessing",
+    "QueueFullError",
     "Session",
+    "Stats",
     "Tensor",
     "agreement",
     "load",
@@ -61,15 +68,19 @@ _HOMES = {
     "errors": (
         "BackendError",
         "BundleError",
+        "DeadlineError",
         "EngineError",
         "EngineworksError",
         "ExportError",
         "InputError",
         "ParityError",
+        "QueueFullError",
     ),
     "manifest": ("Manifest", "Tensor"),
     "preprocessing": ("Preprocessing", "preprocess"),
-    "session": ("Prediction", "Session", "load", "softmax"),
+    "classify": ("Prediction", "softmax"),
+    "session": ("Session", "load"),
+    "stats": ("Stats",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

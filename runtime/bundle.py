@@ -9,7 +9,8 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +23,7 @@ MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 CPU_GRAPH = "cpu.onnx"  # where ONNX Runtime has no CPU kernels for the typed graph (BF16)
 REFERENCE = "reference.npz"
+_NO_WAIT = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # a pipe in a file's place is refused, and not waited for
 _LARGEST_MANIFEST = 64 << 20
 
 
@@ -38,25 +40,64 @@ class Bundle:
         Raises:
             BundleError: the file is not listed, absent, or not as it was written.
         """
-        record = self.manifest.files.get(name)
-        if record is None:
-            raise BundleError(f"bundle {self.path.name}: has no {name}; it holds {', '.join(self.manifest.files)}.")
+        record = self._record(name)
         try:
             _check_size(self.path.name, name, record, (self.path / name).stat())
             content = (self.path / name).read_bytes()
         except OSError as error:
             raise BundleError(f"bundle {self.path.name}: cannot read {name} ({error.strerror}).") from error
-        _check_digest(self.path.name, name, record, content)
+        _check_digest(self.path.name, name, record, hashlib.sha256(content).hexdigest())
         return content
 
-    def verify(self) -> None:
-        """Check the digest of every file.
+    @contextmanager
+    def checked(self, name: str) -> Iterator[str]:
+        """Yield a path for native code to open one file by, after its digest has been checked, without holding it.
+
+        The path leads to the open file itself, whatever is moved to its name meanwhile.
+
+        Raises:
+            BundleError: the file is not listed, absent, not as it was written, or written to while it was in use.
+        """
+        record = self._record(name)
+        try:
+            descriptor = os.open(self.path / name, _NO_WAIT)
+        except OSError as error:
+            raise BundleError(f"bundle {self.path.name}: cannot read {name} ({error.strerror}).") from error
+        try:
+            before = os.fstat(descriptor)
+            _check_size(self.path.name, name, record, before)
+            _check_digest(self.path.name, name, record, self._digest(name, descriptor))
+            opened = Path(f"/proc/self/fd/{descriptor}")
+            yield str(opened if opened.exists() else self.path / name)
+            after = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+            raise BundleError(f"bundle {self.path.name}: {name} was written to while it was opened. Load it again.")
+
+    def _digest(self, name: str, descriptor: int) -> str:
+        try:
+            with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise BundleError(f"bundle {self.path.name}: cannot read {name} ({error.strerror}).") from error
+
+    def verify(self, all_but: Container[str] = ()) -> None:
+        """Check the digest of every file, or of all but some.
 
         Raises:
             BundleError: naming the first file that is absent, cut or edited.
         """
         for name in self.manifest.files:
-            self.read(name)
+            if name not in all_but:
+                with self.checked(name):
+                    pass
+
+    def _record(self, name: str) -> FileRecord:
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise BundleError(f"bundle {self.path.name}: has no {name}; it holds {', '.join(self.manifest.files)}.")
+        return record
 
 
 def open_bundle(path: Path | str) -> Bundle:
@@ -178,8 +219,7 @@ def _check_size(bundle: str, name: str, record: FileRecord, status: os.stat_resu
         )
 
 
-def _check_digest(bundle: str, name: str, record: FileRecord, content: bytes) -> None:
-    digest = hashlib.sha256(content).hexdigest()
+def _check_digest(bundle: str, name: str, record: FileRecord, digest: str) -> None:
     if digest != record.sha256:
         raise BundleError(
             f"bundle {bundle}: {name} was edited or damaged: expected sha256 {record.sha256[:12]}…, "

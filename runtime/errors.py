@@ -28,6 +28,14 @@ class BackendError(EngineworksError):
     """No backend can run the bundle here, or the one that was asked for refused."""
 
 
+class QueueFullError(BackendError):
+    """The batcher's queue holds all it may; nothing was queued. Try again when some of it is done."""
+
+
+class DeadlineError(BackendError):
+    """The time that a request was given has passed; a request that still waited was not run."""
+
+
 class ExportError(EngineworksError):
     """No bundle could be made; nothing was left behind."""
 

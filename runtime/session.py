@@ -1,44 +1,71 @@
 """A bundle that runs: what ``load`` returns.
 
-``infer`` takes prepared arrays and checks them; ``classify`` takes pictures and prepares them as the bundle says.
+``infer`` takes prepared arrays and checks them; ``classify`` takes pictures and prepares them as the bundle says;
+``submit`` and ``ainfer`` let many callers share batches. A network is loaded once for each process: not before a fork.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
+from functools import partial
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from engineworks.runtime.backend import Backend, Device, OrtSession, open_session
+from engineworks.runtime.arrays import Give, SupportsDLPack, giver, kept
+from engineworks.runtime.backend import Backend, Device, open_session
+from engineworks.runtime.batcher import Batcher
 from engineworks.runtime.bundle import GRAPH, Bundle, open_bundle
-from engineworks.runtime.compare import order
-from engineworks.runtime.errors import BackendError, BundleError, InputError
-from engineworks.runtime.manifest import Manifest, Scores, Tensor
+from engineworks.runtime.checks import Contract, Nan, checked, contract, named, plain_rows
+from engineworks.runtime.classify import Prediction, predictions, softmax
+from engineworks.runtime.errors import BackendError, BundleError, DeadlineError, InputError
+from engineworks.runtime.inflight import InFlight, Runner
+from engineworks.runtime.manifest import Manifest, Tensor
 from engineworks.runtime.preprocessing import Pictures, Preprocessing, one_by_one, preprocess
+from engineworks.runtime.rows import padded, rows_of, stacked
+from engineworks.runtime.stats import Stats, Tally
+
+__all__ = ["Prediction", "Session", "load", "softmax"]
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One class of one picture: its label, its index, and its share of the probability, in [0, 1]."""
-
-    label: str
-    index: int
-    probability: float
+Choice = Literal["auto", "onnxruntime"]
+_BACKENDS = ("auto", "onnxruntime")
+_QUEUE = 1024
 
 
 class Session:
-    """A loaded bundle. Close it, or use it in a ``with`` block; ``infer`` may be called from several threads."""
+    """A loaded bundle. Close it, or use it in a ``with`` block; every method may be called from several threads."""
 
-    def __init__(self, bundle: Bundle, session: OrtSession) -> None:
+    def __init__(
+        self, bundle: Bundle, runner: Runner, *, rules: Contract | None = None, contexts: int = 1, queue: int = _QUEUE
+    ) -> None:
+        m = bundle.manifest
         self._bundle = bundle
-        self._session: OrtSession | None = session
-        self._backend = session.backend
+        self._backend = runner.backend
+        self._rules = rules or contract(m.inputs, m.batch)
+        self._names = [output.name for output in m.outputs]
+        self._tally = Tally()
+        self._inflight = InFlight(runner, self._names, m.name, self._tally)
+        self._open = True
+        free = all(tensor.shape and isinstance(tensor.shape[0], str) for tensor in (*m.inputs, *m.outputs))
+        self._batcher = Batcher(
+            self._inflight.run,
+            largest=self._rules.largest,
+            joins=free,
+            capacity=queue,
+            workers=contexts,
+            tally=self._tally,
+        )
+        weakref.finalize(self, _shut, self._batcher, self._inflight)  # for who forgets to close, and at the exit
 
     def __repr__(self) -> str:
         return f"<Session {self.manifest.summary} on {self._backend.name}>"
@@ -80,27 +107,102 @@ class Session:
     def infer(self, inputs: Array) -> Array: ...
     @overload
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
-    def infer(self, inputs: Array | Mapping[str, Array]) -> Array | dict[str, Array]:
+    @overload
+    def infer(self, inputs: Mapping[str, SupportsDLPack]) -> dict[str, Any]: ...
+    @overload
+    def infer(self, inputs: SupportsDLPack) -> Any: ...
+    def infer(self, inputs: Any) -> Any:
         """Run the network on prepared arrays.
 
         Args:
-            inputs: an array for a network of one input, or name → array; as in ``inputs``, with a batch axis.
+            inputs: an array for a network of one input, or name → array; as in ``inputs``, with a batch axis. Numpy
+                arrays, torch tensors, or whatever has ``__dlpack__``. Nothing is converted but the memory layout: an
+                array that is not contiguous is copied once. NaN and infinity are passed on, unless the bundle was
+                loaded with ``nan="refuse"``.
 
         Returns:
-            The output as an array if an array was given and there is one output, else name → array.
+            The output as an array if an array was given and there is one output, else name → array. Torch tensors on
+            the same device where torch tensors were given, else numpy arrays; the memory is the caller's.
 
         Raises:
             InputError: a name, dtype, shape or batch that does not fit; the message says what would.
-            BackendError: the session is closed, or the backend failed.
+            BackendError: the session is closed or was loaded before a fork, or the backend failed.
         """
-        session = self._session  # another thread may close it meanwhile
-        if session is None:
-            raise BackendError(f"bundle {self.manifest.name}: this session is closed. Load the bundle again.")
-        arrays = self._named(inputs)
-        self._check(arrays)
-        names = [output.name for output in self.outputs]
-        results = dict(zip(names, session.run(arrays, names), strict=True))
-        return results[names[0]] if not isinstance(inputs, Mapping) and len(names) == 1 else results
+        if (rows := plain_rows(self._rules, inputs)) and self._open and len(self._names) == 1:
+            return self._inflight.run({self._rules.specs[0].tensor.name: inputs}, rows)[0]
+        given, arrays, rows = self._checked(inputs)
+        give = giver(given.values())
+        results = self._inflight.run(arrays, rows)
+        return _shaped(self._names, give, not isinstance(inputs, Mapping), results)
+
+    def infer_batch(self, rows: Iterable[Any]) -> Iterator[Any]:
+        """Run any number of rows, the largest batch at a time.
+
+        Args:
+            rows: an array ``(N, …)`` of any N, a mapping of such arrays, or any iterable of rows, each an array
+                without a batch axis, or name → array where there are several inputs. It is read as it is needed.
+
+        Yields:
+            For each row, in order, its output without a batch axis; as ``infer`` gives it. Where fewer rows are left
+            than the bundle's smallest batch, the last is repeated and the answers to that dropped; ``stats`` counts.
+
+        Raises:
+            InputError: a row that does not fit, by its number.
+            BackendError: as ``infer``.
+        """
+        each, first = rows_of(self._rules.specs, rows), 0
+        while some := [*islice(each, self._rules.largest)]:
+            arrays, give = stacked(self._rules.specs, some, first)
+            results = self._padded(arrays, len(some))
+            alone = not isinstance(some[0], Mapping)
+            for place in range(len(some)):  # copies: a row that is kept would keep the whole batch
+                yield _shaped(self._names, give, alone, [np.array(result[place]) for result in results])
+            first += len(some)
+
+    def submit(self, inputs: Any, *, timeout: float | None = None) -> "Future[Any]":
+        """Queue a request; it shares a batch with others that wait.
+
+        An idle session runs it at once. While runs are under way, requests pile up and leave together, in order. In
+        a larger batch a row's answer may differ in its last bits, as it does in ``infer``.
+
+        Args:
+            inputs: as for ``infer``; copied where the caller could still change them.
+            timeout: seconds after which it is not run any more if it still waits; None for never.
+
+        Returns:
+            A future of what ``infer`` returns, or raises. Cancelling it while it waits takes it out of the queue.
+
+        Raises:
+            InputError: as ``infer``, at once: nothing was queued.
+            QueueFullError: too many requests wait.
+            BackendError: the session is closed.
+        """
+        given, arrays, rows = self._checked(inputs)
+        give = giver(given.values())
+        arrays = {name: kept(array, given[name]) for name, array in arrays.items()}
+        finish = partial(_shaped, self._names, give, not isinstance(inputs, Mapping))
+        return self._batcher.submit(arrays, rows, finish, timeout)
+
+    async def ainfer(self, inputs: Any, *, timeout: float | None = None) -> Any:
+        """Await the answer to a request; see ``submit``. A task that is cancelled takes its request out of the queue.
+
+        Args:
+            inputs: as for ``infer``.
+            timeout: seconds to wait for the answer at most; None for ever.
+
+        Raises:
+            DeadlineError: the time has passed. A run that is under way goes on, and its answer is dropped.
+            InputError: as ``infer``.
+            QueueFullError: too many requests wait.
+            BackendError: as ``infer``.
+        """
+        import asyncio
+
+        future = asyncio.wrap_future(self.submit(inputs, timeout=timeout))
+        try:
+            return await asyncio.wait_for(future, timeout)
+        except TimeoutError as error:
+            raise DeadlineError(f"ainfer: no answer within {timeout} s. Allow more, or offer less load.") from error
 
     def classify(self, pictures: Pictures, k: int = 5) -> list[list[Prediction]]:
         """Name what is in pictures.
@@ -121,9 +223,11 @@ class Session:
         recipe = self._preprocessing()
         if k < 1:
             raise InputError(f"classify: expected k of 1 or more, got {k}.")
-        each, answers = iter(one_by_one(pictures, recipe)), list[list[Prediction]]()
-        while some := [*islice(each, self.manifest.batch.max)]:
-            answers += [self._predictions(row, k) for row in self._scores(preprocess(some, recipe))]
+        m, answers = self.manifest, list[list[Prediction]]()
+        each = iter(one_by_one(pictures, recipe))
+        while some := [*islice(each, self._rules.largest)]:
+            for row in self._scores(preprocess(some, recipe)):
+                answers.append(predictions(row, k, m.scores, m.labels, m.name))
         if not answers:
             raise InputError("classify: expected at least one picture, got none.")
         return answers
@@ -136,27 +240,75 @@ class Session:
         """
         return preprocess(pictures, self._preprocessing())
 
+    def warmup(self, runs: int = 2) -> float:
+        """Run zeros at the smallest, the usual and the largest batch, so that no caller pays for the first runs.
+
+        Args:
+            runs: how often, each.
+
+        Returns:
+            The seconds that it took. The runs are left out of ``stats``.
+
+        Raises:
+            InputError: ``runs`` < 1, or an axis beside the batch is free, so that its size would be a guess.
+            BackendError: as ``infer``.
+        """
+        if runs < 1:
+            raise InputError(f"warmup: expected 1 run or more, got {runs}.")
+        began = perf_counter()
+        rules = self._rules
+        usual = min(self.manifest.batch.opt, rules.largest)
+        for size in sorted({rules.smallest, usual, rules.largest}):
+            zeros = self._zeros(size)
+            for _ in range(runs):
+                self._inflight.run(zeros, size, count=False)
+        return perf_counter() - began
+
+    def stats(self) -> Stats:
+        """Return what the session has done since it was loaded: counts, and times of the latest runs."""
+        return self._tally.read(queued=len(self._batcher), in_flight=len(self._inflight))
+
     def close(self) -> None:
-        """Free the backend; calling it again does nothing."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        """Refuse new work, finish what is queued and what is under way, free the backend; again does nothing.
+
+        An interrupt (Ctrl-C) ends the waiting; a second call goes on with it.
+        """
+        self._open = False
+        _shut(self._batcher, self._inflight)
+
+    def _checked(self, inputs: Any) -> tuple[dict[str, Any], dict[str, Array], int]:
+        self._inflight.check()
+        if not self._open:
+            raise self._inflight.closed()
+        given = named(self._rules.specs, inputs)
+        try:
+            return given, *checked(self._rules, given)
+        except MemoryError as error:
+            raise BackendError(
+                "infer: out of memory while the inputs were made ready. Pass a smaller batch."
+            ) from error
+
+    def _padded(self, arrays: dict[str, Array], rows: int) -> list[Array]:
+        """Run rows, the last repeated up to the smallest batch; return the answers to the real ones."""
+        if not self._open:
+            raise self._inflight.closed()
+        missing = max(self._rules.smallest - rows, 0)
+        if missing:
+            self._tally.add("padded", missing)
+            arrays = padded(arrays, missing)
+        arrays, _ = checked(self._rules, arrays)
+        return [result[:rows] for result in self._inflight.run(arrays, rows)]
 
     def _scores(self, batch: Array) -> Array:
-        """Run pictures, padded up to the smallest batch that the bundle was checked for."""
-        missing = self.manifest.batch.min - len(batch)
-        padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing > 0 else batch
-        return self.infer(padded)[: len(batch)]
+        return self._padded({self.inputs[0].name: batch}, len(batch))[0]
 
-    def _predictions(self, row: Array, k: int) -> list[Prediction]:
-        if not np.isfinite(row).all():
-            raise BackendError(f"bundle {self.manifest.name}: the network answered NaN or infinity to this picture.")
-        probabilities = softmax(row[None], self.manifest.scores)[0]
-        best = order(row[None], self.manifest.scores)[0, :k]
-        return [Prediction(self._label(int(index)), int(index), float(probabilities[index])) for index in best]
-
-    def _label(self, index: int) -> str:
-        return self.labels[index] if index < len(self.labels) else str(index)
+    def _zeros(self, size: int) -> dict[str, Array]:
+        if any(isinstance(axis, str) for spec in self._rules.specs for axis in spec.row):
+            raise InputError("warmup: an axis beside the batch is free. Call infer() with arrays of a size of yours.")
+        return {
+            spec.tensor.name: np.zeros((size, *spec.row) if spec.tensor.shape else (), spec.dtype)  # type: ignore[arg-type]
+            for spec in self._rules.specs
+        }
 
     def _preprocessing(self) -> Preprocessing:
         content = self.manifest.preprocessing
@@ -170,108 +322,78 @@ class Session:
             )
         return Preprocessing.from_json(content)
 
-    def _named(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
-        expected = [tensor.name for tensor in self.inputs]
-        if not isinstance(inputs, Mapping):
-            if len(expected) != 1:
-                raise InputError(f"infer: expected a dict with {', '.join(expected)}, got one array.")
-            return {expected[0]: inputs}
-        if set(inputs) != set(expected):
-            raise InputError(
-                f"infer: expected the inputs {', '.join(expected)}, got {', '.join(map(str, inputs)) or 'none'}."
-            )
-        return dict(inputs)
 
-    def _check(self, arrays: dict[str, Array]) -> None:
-        for tensor in self.inputs:
-            _check_array(tensor, arrays[tensor.name])
-        self._check_batch(arrays)
-
-    def _check_batch(self, arrays: dict[str, Array]) -> None:
-        sizes = {t.name: arrays[t.name].shape[0] for t in self.inputs if t.shape and isinstance(t.shape[0], str)}
-        if len(set(sizes.values())) > 1:
-            raise InputError(f"infer: expected one batch size for all inputs, got {sizes}.")
-        batch = self.manifest.batch
-        for name, size in sizes.items():
-            if not batch.min <= size <= batch.max:
-                mend = "Split it" if size > batch.max else "Repeat rows"
-                raise InputError(
-                    f"input {name!r}: expected a batch of {batch.min} to {batch.max}, got {size}. "
-                    f"{mend}, or re-export with --batch MIN:OPT:MAX."
-                )
-
-
-def load(path: Path | str, *, device: Device = "auto", strict: bool = False, threads: int = 0) -> Session:
+def load(
+    path: Path | str,
+    *,
+    device: Device = "auto",
+    backend: Choice = "auto",
+    strict: bool = False,
+    threads: int = 0,
+    contexts: int = 2,
+    max_batch: int | None = None,
+    nan: Nan = "pass",
+) -> Session:
     """Open a bundle and make it ready to run.
 
     Args:
         path: the folder that export-model wrote.
         device: ``auto``, ``cuda`` or ``cpu``.
+        backend: ``auto`` takes the best that runs here; ``onnxruntime`` takes that one or fails.
         strict: refuse to fall back to the CPU where a GPU is present.
         threads: CPU threads for one run; 0 lets ONNX Runtime choose.
+        contexts: how many batches of ``submit`` and ``ainfer`` may be under way at once.
+        max_batch: the largest batch of one run, within the bundle's own; None for the bundle's largest.
+        nan: ``pass`` hands NaN and infinity on to the network, ``refuse`` makes an InputError of them.
 
     Returns:
         A ``Session``; close it, or use it in a ``with`` block.
 
     Raises:
         BundleError: not a bundle, damaged, edited, or of a later schema. Every file's digest is checked first.
-        BackendError: nothing can run it here, or the device asked for does not work.
+        BackendError: nothing can run it here, what was asked for does not work, or the memory does not suffice.
+        InputError: ``max_batch`` lies outside the bundle's sizes, or ``nan`` is neither of the two.
     """
+    if backend not in _BACKENDS:
+        raise BackendError(f"backend: expected {' or '.join(_BACKENDS)}, got {backend!r}; no other runs bundles yet.")
+    if contexts < 1:
+        raise BackendError(f"contexts: expected 1 or more, got {contexts}.")
     bundle = open_bundle(path)
+    rules = contract(bundle.manifest.inputs, bundle.manifest.batch, max_batch, nan)
+    try:
+        runner = _open(bundle, device, strict=strict, threads=threads)
+    except MemoryError as error:
+        raise BackendError(f"bundle {bundle.manifest.name}: out of memory while it was opened. Free some.") from error
+    return Session(bundle, runner, rules=rules, contexts=contexts)
+
+
+def _open(bundle: Bundle, device: Device, *, strict: bool, threads: int) -> Runner:
+    """Check every file of the bundle, then let the backend open its graph."""
     cpu = str(bundle.manifest.graph.get("cpu", GRAPH))  # stands for the typed graph where the CPU lacks its kernels
-    graphs = _checked(bundle, {GRAPH, cpu})
-    session = open_session(graphs[GRAPH], device, strict=strict, threads=threads, cpu_graph=graphs[cpu])
-    return Session(bundle, session)
+    _import_meanwhile()
+    with ExitStack() as stack:
+        graphs: dict[str, Any] = {name: stack.enter_context(bundle.checked(name)) for name in {GRAPH: 0, cpu: 0}}
+        bundle.verify(all_but=graphs)
+        return open_session(graphs[GRAPH], device, strict=strict, threads=threads, cpu_graph=graphs[cpu])
 
 
-def _checked(bundle: Bundle, wanted: set[str]) -> dict[str, bytes]:
-    """Read and check every file of the bundle once; return those wanted."""
-    files = dict.fromkeys((*sorted(wanted), *bundle.manifest.files))  # what is wanted and not there is told by name
-    contents = ((name, bundle.read(name)) for name in files)
-    return {name: content for name, content in contents if name in wanted}
+def _import_meanwhile() -> None:
+    """Import onnxruntime in a thread while digests are computed; if it fails, ``open_session`` says why."""
+
+    def load_it() -> None:
+        with suppress(Exception):
+            import_module("onnxruntime")
+
+    if "onnxruntime" not in sys.modules:
+        threading.Thread(target=load_it, name="engineworks-import").start()
 
 
-def softmax(scores_of: Array, scores: Scores = "logits") -> npt.NDArray[np.float64]:
-    """Turn the scores of a classifier into probabilities, row by row.
-
-    Args:
-        scores_of: ``(N, K)``, any real dtype; N pictures, K classes.
-        scores: ``logits``, or ``distances`` whose negatives are then taken (LeCun et al. 1998, equation 9).
-
-    Returns:
-        ``(N, K)`` float64 in [0, 1]; each row sums to 1.
-
-    Raises:
-        InputError: ``scores_of`` is not two-dimensional.
-    """
-    if scores_of.ndim != 2:
-        raise InputError(f"softmax: expected (N, K), got {scores_of.shape}. Add a batch axis: x[None].")
-    values = np.asarray(scores_of, np.float64) * (-1 if scores == "distances" else 1)
-    exponents = np.exp(values - values.max(axis=1, keepdims=True))
-    result: npt.NDArray[np.float64] = exponents / exponents.sum(axis=1, keepdims=True)
-    return result
+def _shut(batcher: Batcher, inflight: InFlight) -> None:
+    batcher.close()
+    inflight.close()
 
 
-def _check_array(tensor: Tensor, array: Array) -> None:
-    wanted = f"{tensor.dtype} ({', '.join('N' if isinstance(axis, str) else str(axis) for axis in tensor.shape)})"
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"input {tensor.name!r}: expected a numpy array {wanted}, got {type(array).__name__}.")
-    fits = len(array.shape) == len(tensor.shape) and all(
-        isinstance(axis, str) or axis == size for axis, size in zip(tensor.shape, array.shape, strict=True)
-    )
-    if fits and array.dtype == tensor.dtype:
-        return
-    raise InputError(
-        f"input {tensor.name!r}: expected {wanted}, got {array.dtype} {array.shape}. {_mend(tensor, array, fits)}"
-    )
-
-
-def _mend(tensor: Tensor, array: Array, fits: bool) -> str:
-    if array.dtype == np.uint8 and tensor.dtype != "uint8":
-        return "Pass pictures to classify(), or through preprocess() first."
-    if fits:
-        return f"Convert it: x.astype('{tensor.dtype}')."
-    if len(array.shape) == len(tensor.shape) - 1:
-        return "Add a batch axis: x[None]."
-    channels_last = len(array.shape) == len(tensor.shape) == 4 and array.shape[3] == tensor.shape[1]
-    return "Put the channels first: x.transpose(0, 3, 1, 2)." if channels_last else "Resize it to that shape."
+def _shaped(names: list[str], give: Give | None, alone: bool, results: list[Array]) -> Any:
+    """Make of the outputs what the caller gets; it knows no session, which may be dropped before the answer comes."""
+    shaped = [give(result) for result in results] if give else results
+    return shaped[0] if alone and len(shaped) == 1 else dict(zip(names, shaped, strict=True))

@@ -33,10 +33,10 @@ class FakeOrt:
     def preload_dlls(self) -> None:
         self.preloaded += 1
 
-    def InferenceSession(self, graph: bytes, options: Any, providers: list[Any]) -> Any:
+    def InferenceSession(self, graph: bytes | str, options: Any, providers: list[Any]) -> Any:
         assert all(name == (CUDA, {"use_tf32": "0"}) for name in providers if CUDA in name), "float32 is to be float32"
         providers = [name if isinstance(name, str) else name[0] for name in providers]
-        self.opened.append((graph, providers))
+        self.opened.append((graph if isinstance(graph, bytes) else Path(graph).read_bytes(), providers))
         if self.raises is not None and CUDA in providers:
             raise self.raises
         ends_on = self.ends_on if self.ends_on is not None and CUDA in providers else providers
