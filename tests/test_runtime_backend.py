@@ -1,6 +1,5 @@
 """The provider is chosen by what truly loads; every fallback says why, and is refused where it must be."""
 
-import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engineworks.runtime import Backend, BackendError, BundleError, backend, load
-from engineworks.runtime.backend import OrtSession, cuda_devices, open_session
+from engineworks.runtime import Backend, BackendError, BundleError, backend, load, ort_session
+from engineworks.runtime.backend import OrtSession, open_session
+from engineworks.runtime.cuda import Gpu, probe_gpu
 
 GRAPH = (Path(__file__).parent / "data" / "four_classes.onnx").read_bytes()
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-NO_DRIVER = (0, "no NVIDIA driver (libcuda.so.1 is not found)")
+NO_DRIVER = Gpu(None, "no NVIDIA driver (libcuda.so.1 is not found)")
+ONE_GPU = Gpu("sm89", "", "NVIDIA L4")
 DID_NOT_LOAD = "the CUDA provider did not load (its libraries are missing or of another version)"
 
 
@@ -34,7 +35,7 @@ class FakeOrt:
         self.preloaded += 1
 
     def InferenceSession(self, graph: bytes, options: Any, providers: list[Any]) -> Any:
-        assert all(name == (CUDA, {"use_tf32": "0"}) for name in providers if CUDA in name), "float32 is to be float32"
+        assert all(name[1]["use_tf32"] == "0" for name in providers if CUDA in name), "float32 is to be float32"
         providers = [name if isinstance(name, str) else name[0] for name in providers]
         self.opened.append((graph, providers))
         if self.raises is not None and CUDA in providers:
@@ -45,11 +46,11 @@ class FakeOrt:
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeOrt]:
-    """A host with so many GPUs, and this onnxruntime on it."""
+    """A host with this GPU, or none, and this onnxruntime on it."""
 
-    def make(ort: FakeOrt, devices: tuple[int, str]) -> FakeOrt:
-        monkeypatch.setattr(backend, "_onnxruntime", lambda: ort)
-        monkeypatch.setattr(backend, "cuda_devices", lambda: devices)
+    def make(ort: FakeOrt, gpu: Gpu) -> FakeOrt:
+        monkeypatch.setattr(ort_session, "onnxruntime", lambda: ort)
+        monkeypatch.setattr(backend, "probe_gpu", lambda index: gpu)
         return ort
 
     return make
@@ -58,11 +59,11 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeOrt]:
 Host = Callable[..., FakeOrt]
 
 
-@pytest.mark.parametrize("device", ["gpu", "CUDA", "", "cuda:0", None])
+@pytest.mark.parametrize("device", ["gpu", "CUDA", "", "cuda:", "cuda:x", "cuda:-1", "cpu:0", " cpu", None])
 def test_an_unknown_device_is_refused(device: Any) -> None:
     with pytest.raises(BackendError) as caught:
         open_session(GRAPH, device)
-    assert str(caught.value) == f"device: expected auto, cuda or cpu, got {device!r}."
+    assert str(caught.value) == f"device: expected auto, cpu, cuda or cuda:N, got {device!r}."
 
 
 @pytest.mark.parametrize("graph", [b"", b"junk", GRAPH[:100], bytes(1000)])
@@ -78,7 +79,7 @@ def test_the_cpu_that_was_asked_for_is_not_called_a_fallback() -> None:
 
 
 def test_asking_for_the_cpu_asks_no_driver(host: Host) -> None:
-    ort = host(FakeOrt([CUDA, CPU]), (1, ""))
+    ort = host(FakeOrt([CUDA, CPU]), ONE_GPU)
     open_session(GRAPH, "cpu")
     assert (ort.opened, ort.preloaded) == ([(GRAPH, [CPU])], 0)
 
@@ -86,7 +87,7 @@ def test_asking_for_the_cpu_asks_no_driver(host: Host) -> None:
 def test_cuda_that_is_listed_without_a_driver_is_passed_over_with_the_reason(host: Host) -> None:
     ort = host(FakeOrt([CUDA, CPU]), NO_DRIVER)
     found = open_session(GRAPH).backend
-    assert found == Backend("onnxruntime-cpu", "nothing faster works here", (f"cuda: {NO_DRIVER[1]}",))
+    assert found == Backend("onnxruntime-cpu", "nothing faster works here", (f"cuda: {NO_DRIVER.problem}",))
     assert ort.opened == [(GRAPH, [CPU])]
 
 
@@ -100,27 +101,27 @@ def test_a_backend_tells_its_story_in_one_line() -> None:
     ("device", "why"), [("cuda", "asked for"), ("auto", "a GPU is present and the CUDA provider loaded")]
 )
 def test_cuda_that_loads_is_taken(host: Host, device: Any, why: str) -> None:
-    ort = host(FakeOrt([CUDA, CPU]), (1, ""))
+    ort = host(FakeOrt([CUDA, CPU]), ONE_GPU)
     assert open_session(GRAPH, device, strict=True).backend == Backend("onnxruntime-cuda", why)
     assert ort.preloaded == 1
 
 
 def test_a_session_that_fell_back_without_a_word_is_found_out(host: Host) -> None:
-    host(FakeOrt([CUDA, CPU], ends_on=[CPU]), (1, ""))
+    host(FakeOrt([CUDA, CPU], ends_on=[CPU]), ONE_GPU)
     found = open_session(GRAPH).backend
     assert found == Backend("onnxruntime-cpu", "nothing faster works here", (f"cuda: {DID_NOT_LOAD}",))
 
 
 @pytest.mark.parametrize(("device", "strict"), [("cuda", False), ("cuda", True), ("auto", True)])
 def test_a_fallback_is_refused_where_cuda_was_asked_for_or_strict_is(host: Host, device: Any, strict: bool) -> None:
-    host(FakeOrt([CUDA, CPU], ends_on=[CPU]), (1, ""))
+    host(FakeOrt([CUDA, CPU], ends_on=[CPU]), ONE_GPU)
     with pytest.raises(BackendError) as caught:
         open_session(GRAPH, device, strict=strict)
     assert str(caught.value) == f"device cuda: {DID_NOT_LOAD}. Mend that, or open the bundle with device='cpu'."
 
 
 def test_strict_refuses_an_onnxruntime_without_cuda_where_a_gpu_is_present(host: Host) -> None:
-    host(FakeOrt([CPU]), (1, ""))
+    host(FakeOrt([CPU]), ONE_GPU)
     with pytest.raises(BackendError, match=r"this onnxruntime has no CUDA provider \(pip install onnxruntime-gpu\)"):
         open_session(GRAPH, strict=True)
 
@@ -135,11 +136,11 @@ def test_cuda_that_was_asked_for_is_refused_without_a_driver(host: Host) -> None
     host(FakeOrt([CUDA, CPU]), NO_DRIVER)
     with pytest.raises(BackendError) as caught:
         open_session(GRAPH, "cuda")
-    assert str(caught.value) == f"device cuda: {NO_DRIVER[1]}. Mend that, or open the bundle with device='cpu'."
+    assert str(caught.value) == f"device cuda: {NO_DRIVER.problem}. Mend that, or open the bundle with device='cpu'."
 
 
 def test_what_cuda_raised_is_the_reason_that_is_told(host: Host) -> None:
-    host(FakeOrt([CUDA, CPU], raises=RuntimeError("CUDA failure 2: out of memory\nat line 9")), (1, ""))
+    host(FakeOrt([CUDA, CPU], raises=RuntimeError("CUDA failure 2: out of memory\nat line 9")), ONE_GPU)
     assert open_session(GRAPH).backend.passed_over == ("cuda: CUDA failure 2: out of memory",)
     with pytest.raises(BackendError, match=r"^device cuda: CUDA failure 2: out of memory\. Mend that"):
         open_session(GRAPH, "cuda")
@@ -149,11 +150,11 @@ def test_on_the_cpu_the_graph_made_for_it_runs_and_the_fallback_is_still_told(ho
     ort = host(FakeOrt([CUDA, CPU]), NO_DRIVER)
     found = open_session(b"bf16", cpu_graph=b"for the cpu").backend
     assert ort.opened == [(b"for the cpu", [CPU])]
-    assert found.passed_over == (f"cuda: {NO_DRIVER[1]}",)
+    assert found.passed_over == (f"cuda: {NO_DRIVER.problem}",)
 
 
 def test_on_cuda_the_graph_made_for_the_cpu_is_not_used(host: Host) -> None:
-    ort = host(FakeOrt([CUDA, CPU]), (1, ""))
+    ort = host(FakeOrt([CUDA, CPU]), ONE_GPU)
     open_session(b"bf16", cpu_graph=b"for the cpu")
     assert [graph for graph, _ in ort.opened] == [b"bf16"]
 
@@ -205,42 +206,8 @@ def test_the_number_of_threads_does_not_change_the_answer() -> None:
     assert np.allclose(one[0], two[0], rtol=0, atol=1e-6)
 
 
-# --- the driver
-
-
-def driver(init: int = 0, status: int = 0, count: int = 0) -> Any:
-    def get_count(pointer: Any) -> int:
-        pointer._obj.value = count
-        return status
-
-    return SimpleNamespace(cuInit=lambda flags: init, cuDeviceGetCount=get_count)
-
-
-@pytest.mark.parametrize(
-    ("library", "expected"),
-    [
-        (driver(init=100), (0, "the NVIDIA driver refused to start (cuInit gave 100)")),
-        (driver(count=0), (0, "the NVIDIA driver sees no GPU")),
-        (driver(status=3, count=2), (0, "the NVIDIA driver sees no GPU")),
-        (driver(count=2), (2, "")),
-    ],
-)
-def test_the_driver_s_answer_is_told(monkeypatch: pytest.MonkeyPatch, library: Any, expected: tuple[int, str]) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
-    assert cuda_devices() == expected
-
-
-def test_no_driver_is_a_reason_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> None:
-        raise OSError(name)
-
-    monkeypatch.setattr(ctypes, "CDLL", absent)
-    assert cuda_devices() == NO_DRIVER
-
-
 @pytest.mark.gpu
 def test_a_gpu_that_is_here_is_used_under_strict() -> None:
-    number, reason = cuda_devices()
-    if not number:
-        pytest.skip(reason)
+    if problem := probe_gpu().problem:
+        pytest.skip(problem)
     assert open_session(GRAPH, strict=True).backend.name == "onnxruntime-cuda"
