@@ -20,6 +20,7 @@ CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # cuda.h, CUdevice_attribute
 _NON_BLOCKING = 1  # CUstream_flags: the stream does not wait for the legacy default stream
 _DISABLE_TIMING = 2  # CUevent_flags
 _THREAD_LOCAL = 1  # CUstreamCaptureMode: other threads go on as they like
+_OUT_OF_MEMORY = 2  # CUresult
 _POINTER_DEVICE = 9  # CUpointer_attribute
 
 PROTOTYPES: dict[str, tuple[Any, ...]] = {
@@ -60,6 +61,11 @@ class CudaError(BackendError):
     def __init__(self, function: str, status: int, words: str) -> None:
         super().__init__(f"{function}: {words} (CUDA error {status})")
         self.function, self.status = function, status
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether only this call failed, for want of memory; anything else may have spoilt what the GPU holds."""
+        return self.status == _OUT_OF_MEMORY and self.function in {"cuMemAlloc_v2", "cuMemAllocHost_v2"}
 
 
 @dataclass(frozen=True)
@@ -190,8 +196,11 @@ class Device:
         self.driver.call("cuCtxPushCurrent_v2", self._context)
         try:
             yield
-        finally:
-            self.driver.call("cuCtxPopCurrent_v2", byref(c_void_p()))
+        except BaseException:
+            with suppress(CudaError):  # what went wrong first is being raised
+                self.driver.call("cuCtxPopCurrent_v2", byref(c_void_p()))
+            raise
+        self.driver.call("cuCtxPopCurrent_v2", byref(c_void_p()))
 
     def allocate(self, size: int) -> int:
         """Return the address of ``size`` bytes of device memory."""

@@ -102,13 +102,21 @@ def _read(path: Path) -> tuple[bytes, str]:
         return b"", ""
     except OSError as error:
         return b"", error.strerror or str(error)
-    with open(handle, "rb") as stream:  # noqa: PTH123 (a descriptor: what is checked is what is read)
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
-            return b"", "it is no file of ours"
-        if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return b"", "another user may have written it"
-        return stream.read(), ""
+    try:
+        if problem := _doubt(os.fstat(handle)):  # of the descriptor: what is checked is what is read
+            return b"", problem
+        with open(handle, "rb", closefd=False) as stream:  # noqa: PTH123
+            return stream.read(), ""
+    finally:
+        os.close(handle)
+
+
+def _doubt(status: os.stat_result) -> str:
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+        return "it is no file of ours"
+    if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "another user may have written it"
+    return ""
 
 
 def _write(path: Path, content: bytes) -> None:

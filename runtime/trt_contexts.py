@@ -8,7 +8,7 @@ still at work: a failed call waits for it, too, for the next caller's data would
 import ctypes
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -89,10 +89,9 @@ class Slot:
         Raises:
             BackendError: TensorRT or the GPU's memory refused.
         """
-        self._require(
-            self.context.set_optimization_profile_async(self.profile.index, self.stream),
-            f"optimization profile {self.profile.index}",
-        )
+        with listening(self.journal):
+            selected = self.context.set_optimization_profile_async(self.profile.index, self.stream)
+        self._require(selected, f"optimization profile {self.profile.index}")
         self.gpu.synchronise(self.stream)
         for tensors, buffers in ((inputs, self._inputs), (outputs, self._outputs)):
             for tensor in tensors:
@@ -141,8 +140,10 @@ class Slot:
         """Leave only once the stream is idle, however the block ends."""
         try:
             yield
-        except BaseException:
-            self.gpu.synchronise(self.stream)
+        except BaseException as error:
+            lost = isinstance(error, Lost) or (isinstance(error, CudaError) and not error.is_passing)
+            with suppress(CudaError) if lost else nullcontext():  # a lost GPU refuses again; what was first is raised
+                self.gpu.synchronise(self.stream)
             raise
 
     def _enqueue(self, inputs: Mapping[str, Any], direct: Mapping[str, int], batch: int) -> list[Any]:

@@ -54,7 +54,7 @@ class OpenEngine:
 
 def is_installed(name: str) -> bool:
     """Tell whether a module could be imported, without importing it."""
-    return name in sys.modules or importlib.util.find_spec(name) is not None
+    return sys.modules.get(name) is not None or importlib.util.find_spec(name) is not None
 
 
 def absent(flavour: Flavour) -> str:

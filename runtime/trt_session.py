@@ -102,7 +102,7 @@ class TrtSession:
         try:
             yield
         except (cuda.CudaError, Lost) as error:
-            if not _is_passing(error):
+            if isinstance(error, Lost) or not error.is_passing:
                 self._dead = self._dead or str(error)
                 self._held.lost = True
                 for pool in self._pools.values():
@@ -285,8 +285,3 @@ def _rows(name: str, value: Any) -> int:
     if not shape:
         raise InputError(f"input {name!r}: expected an array with a batch axis, got {type(value).__name__}.")
     return int(shape[0])
-
-
-def _is_passing(error: BackendError) -> bool:
-    """Want of memory costs one call; anything else that CUDA says, or a failed execution, may have spoilt the rest."""
-    return isinstance(error, cuda.CudaError) and error.status == 2 and error.function.startswith("cuMemAlloc")
