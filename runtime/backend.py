@@ -96,7 +96,8 @@ def _open_graph(
         reason = opened
     if place.kind == "cuda" or (strict and gpu.target):
         told = "; ".join((*passed_over, reason))
-        raise BackendError(f"device cuda: {told}. Mend that, or open the bundle with device='cpu'.")
+        name = str(place) if place.kind == "cuda" else "cuda"
+        raise BackendError(f"device {name}: {told}. Mend that, or open the bundle with device='cpu'.")
     backend = Backend("onnxruntime-cpu", "nothing faster works here", (*passed_over, f"cuda: {reason}"))
     return ort_session.open_cpu(graphs.on_cpu, backend, graphs.threads)
 
@@ -186,7 +187,7 @@ def _candidates(bundle: Bundle, gpu: Gpu, backend: BackendName) -> list[tuple[st
             try:
                 record = trt_runtime.fitting_record(bundle.manifest, flavour, gpu)
             except BackendError as error:
-                problems = [str(error)]
+                problems.append(str(error))
         found.append((flavour, record, "; ".join(filter(None, problems))))
     return found
 

@@ -6,6 +6,7 @@ stream it will read on, and the producer makes that stream wait: so nobody waits
 
 import ctypes
 import weakref
+from contextlib import suppress
 from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_int64, c_uint8, c_uint16, c_uint64, c_void_p
 from dataclasses import dataclass
 from math import prod
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engineworks.runtime.cuda import Device
+from engineworks.runtime.cuda import CudaError, Device
 from engineworks.runtime.errors import InputError
 
 CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13  # dlpack.h, DLDeviceType
@@ -177,7 +178,7 @@ class DeviceArray:
 
 
 def _free(device: Device, address: int) -> None:
-    with device.current():
+    with suppress(CudaError), device.current():  # a lost GPU takes nothing back, and has nothing left
         device.free(address)
 
 

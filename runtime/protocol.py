@@ -106,6 +106,9 @@ class Place:
     kind: str
     index: int = 0
 
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.index}" if self.index else self.kind
+
 
 def parse_device(device: Device) -> Place:
     """Read ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.

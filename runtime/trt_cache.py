@@ -105,7 +105,7 @@ def _read(path: Path) -> tuple[bytes, str]:
     try:
         if problem := _doubt(os.fstat(handle)):  # of the descriptor: what is checked is what is read
             return b"", problem
-        with open(handle, "rb", closefd=False) as stream:  # noqa: PTH123
+        with open(handle, "rb", closefd=False) as stream:
             return stream.read(), ""
     finally:
         os.close(handle)

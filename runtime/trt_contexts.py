@@ -164,7 +164,10 @@ class Slot:
         for name, buffer in self._inputs.items():
             shape = (batch, *buffer.tensor.row)
             self._require(self.context.set_input_shape(name, shape), f"shape {shape} of input {name!r}")
-        missing = self.context.infer_shapes()
+        try:
+            missing = self.context.infer_shapes()
+        except RuntimeError as error:  # documented for whatever else goes wrong there
+            raise BackendError(f"TensorRT cannot infer the shapes of batch {batch}: {error}") from error
         self._require(not missing, f"shapes; it still wants {', '.join(missing)}")
         for name, buffer in self._outputs.items():
             shape, expected = tuple(self.context.get_tensor_shape(name)), (batch, *buffer.tensor.row)

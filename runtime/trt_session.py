@@ -208,8 +208,10 @@ def open_session(
         held = _Held(open_engine(trt, plan, bundle.manifest, journal), device, cache)
         try:
             _fill(held, bundle, tuning)
-        except BaseException:
+        except BaseException as error:
             held.free()
+            if isinstance(error, RuntimeError):  # what the bindings raise, where they raise
+                raise BackendError(f"bundle {bundle.manifest.name}: {trt.__name__}: {error}") from error
             raise
         cache.save()
     why = f"the bundle has an engine for this GPU, {gpu.name or gpu.target}"

@@ -38,6 +38,8 @@ class Function:
     def __call__(self, *arguments: Any) -> int:
         if len(arguments) != len(SNAPSHOT[self.name]):
             raise Fault(f"{self.name}: expected {SNAPSHOT[self.name]}, got {arguments}")
+        for kind, argument in zip(self.argtypes or (), arguments, strict=self.argtypes is not None):
+            kind.from_param(argument)  # raises where ctypes would
         with self.driver.lock:
             self.driver.calls.append(self.name)
             queries = {"cuGetErrorString", "cuInit", "cuDriverGetVersion"}

@@ -1,16 +1,19 @@
-"""The provider is chosen by what truly loads; every fallback says why, and is refused where it must be."""
+"""The backend is what truly opens here; every fallback says why, and is refused where it must be."""
 
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from engineworks.runtime import Backend, BackendError, BundleError, backend, load, ort_session
-from engineworks.runtime.backend import OrtSession, open_session
+from engineworks.runtime import Backend, BackendError, Bundle, BundleError, backend, load, open_bundle, ort_session
+from engineworks.runtime.backend import BackendSession, open_bundle_session, open_session
 from engineworks.runtime.cuda import Gpu, probe_gpu
+from engineworks.runtime.manifest import EngineRecord
+from engineworks.runtime.trt_runtime import absent
 
 GRAPH = (Path(__file__).parent / "data" / "four_classes.onnx").read_bytes()
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -182,28 +185,162 @@ def test_an_absent_onnxruntime_is_one_sentence_with_the_pip_line(monkeypatch: py
         open_session(GRAPH)
 
 
-def test_what_the_provider_raises_becomes_our_own_error_in_one_line() -> None:
-    def run(outputs: list[str], inputs: dict[str, Any]) -> None:
-        raise RuntimeError("CUDA error 700\nmore\nlines")
-
-    session = OrtSession(SimpleNamespace(run=run), Backend("onnxruntime-cuda", "asked for"))
-    with pytest.raises(BackendError) as caught:
-        session.run({}, [])
-    assert str(caught.value) == "onnxruntime-cuda failed: CUDA error 700"
+# --- a bundle: engines first, where one was made for this GPU
 
 
-def test_a_silent_failure_is_told_by_its_type() -> None:
-    def run(outputs: list[str], inputs: dict[str, Any]) -> None:
-        raise RuntimeError
+RTX = EngineRecord("engines/rtx.engine", "rtx", "1.7.1.116", ("sm89",), 3, {})
+FULL = replace(RTX, flavour="tensorrt", version="11.4.0.106")
+NO_TENSORRT = (
+    'tensorrt: tensorrt is not installed. pip install "engineworks[tensorrt]"; '
+    "bundle four-fp16 has no tensorrt engine. Re-run export-model --engine tensorrt"
+)
+NO_RTX = 'rtx: tensorrt_rtx is not installed. pip install "engineworks[rtx]"'
 
-    with pytest.raises(BackendError, match=r"^x failed: RuntimeError$"):
-        OrtSession(SimpleNamespace(run=run), Backend("x", "")).run({}, [])
+
+@pytest.fixture
+def open_here(
+    fake_host: Any, make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., BackendSession]:
+    """Open a bundle with these engines on the fake host, whose onnxruntime has these providers."""
+    number = itertools.count()
+
+    def opened(*engines: EngineRecord, listed: list[str] | None = None, **options: Any) -> BackendSession:
+        ort = FakeOrt([CUDA, CPU] if listed is None else listed)
+        monkeypatch.setattr(ort_session, "onnxruntime", lambda: ort)
+        path = make_bundle(f"bundle-{next(number)}", engines=engines)
+        return open_bundle_session(open_bundle(path), **options)
+
+    return opened
 
 
-def test_the_number_of_threads_does_not_change_the_answer() -> None:
-    image = np.random.default_rng(0).random((4, 3, 8, 8), np.float32)
-    one, two = (open_session(GRAPH, "cpu", threads=threads).run({"image": image}, ["scores"]) for threads in (1, 2))
-    assert np.allclose(one[0], two[0], rtol=0, atol=1e-6)
+Open = Callable[..., BackendSession]
+
+
+def test_an_engine_for_this_gpu_comes_before_everything_else(open_here: Open, fake_host: Any) -> None:
+    fake_host.install()
+    found = open_here(RTX).backend
+    assert (found.name, found.passed_over) == ("rtx", (NO_TENSORRT,))
+
+
+def test_tensorrt_comes_before_rtx(open_here: Open, fake_host: Any) -> None:
+    fake_host.install()
+    fake_host.install("tensorrt-11.4")
+    assert open_here(RTX, FULL).backend.name == "tensorrt"
+    assert open_here(RTX, FULL, backend="rtx").backend.name == "rtx"
+
+
+def test_without_an_engine_that_opens_cuda_is_taken_and_every_reason_is_told(open_here: Open, fake_host: Any) -> None:
+    found = open_here(RTX).backend
+    assert found == Backend(
+        "onnxruntime-cuda",
+        "a GPU is present and the CUDA provider loaded",
+        (NO_TENSORRT, NO_RTX),
+    )
+
+
+def test_an_engine_that_is_refused_is_passed_over_with_its_cause(open_here: Open, fake_host: Any) -> None:
+    fake_host.install(fails={"deserialize_cuda_engine": None}, log=(("ERROR", "no kernel image"),))
+    found = open_here(RTX).backend
+    assert found.name == "onnxruntime-cuda"
+    assert found.passed_over[1] == "rtx: bundle four-fp16: tensorrt_rtx refused the engine: no kernel image"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_strict_refuses_to_pass_over_an_engine_for_this_gpu(open_here: Open, fake_host: Any, installed: bool) -> None:
+    if installed:
+        fake_host.install(fails={"deserialize_cuda_engine": None})
+    with pytest.raises(BackendError, match=r"^strict: the bundle has an engine for this GPU, and .*rtx: ") as caught:
+        open_here(RTX, strict=True)
+    assert ("refused the engine" if installed else "is not installed") in str(caught.value)
+
+
+def test_strict_takes_cuda_where_no_engine_was_made_for_this_gpu(open_here: Open, fake_host: Any) -> None:
+    assert open_here(replace(RTX, targets=("sm120",)), strict=True).backend.name == "onnxruntime-cuda"
+    assert open_here(strict=True).backend.name == "onnxruntime-cuda"
+    with pytest.raises(BackendError, match="this onnxruntime has no CUDA provider"):
+        open_here(strict=True, listed=[CPU])
+
+
+def test_onnxruntime_alone_passes_nothing_over(open_here: Open, fake_host: Any) -> None:
+    fake_host.install()
+    assert open_here(RTX, backend="onnxruntime").backend.passed_over == ()
+    assert open_here(RTX, backend="onnxruntime", device="cuda").backend == Backend("onnxruntime-cuda", "asked for")
+    assert fake_host.plan.events == []
+
+
+def test_the_cpu_touches_no_driver_and_no_engine(open_here: Open, fake_host: Any) -> None:
+    fake_host.install()
+    assert open_here(RTX, device="cpu").backend == Backend("onnxruntime-cpu", "asked for")
+    assert (fake_host.driver.calls, fake_host.plan.events) == ([], [])
+
+
+@pytest.mark.parametrize("backend_name", ["tensorrt", "rtx"])
+def test_an_engine_on_the_cpu_is_a_contradiction(open_here: Open, backend_name: str) -> None:
+    with pytest.raises(BackendError, match=rf"^backend {backend_name} runs on a GPU alone, and device='cpu'"):
+        open_here(RTX, backend=backend_name, device="cpu")
+
+
+def test_an_unknown_backend_is_refused(open_here: Open) -> None:
+    with pytest.raises(BackendError, match=r"^backend: expected one of auto, onnxruntime, tensorrt, rtx, got 'trt'\.$"):
+        open_here(backend="trt")
+
+
+def test_a_second_gpu_is_taken_by_its_number(open_here: Open, fake_host: Any) -> None:
+    fake_host.driver.gpus.append(("NVIDIA L40S", 8, 9))
+    fake_host.install()
+    session = open_here(RTX, device="cuda:1")
+    assert (session.device, session.backend.why) == ("cuda:1", "the bundle has an engine for this GPU, NVIDIA L40S")
+    with pytest.raises(BackendError, match=r"^device cuda:2: .*this host has 2 GPUs, and none is number 2"):
+        open_here(RTX, device="cuda:2")
+
+
+def test_cuda_that_was_asked_for_is_never_the_cpu(open_here: Open, fake_host: Any) -> None:
+    fake_host.driver.gpus.clear()
+    with pytest.raises(BackendError, match=r"^device cuda: .*shows 0 GPUs"):
+        open_here(RTX, device="cuda")
+
+
+def test_a_wrong_number_is_an_error_and_no_reason_to_pass_an_engine_over(open_here: Open, fake_host: Any) -> None:
+    fake_host.install()
+    with pytest.raises(BackendError, match="contexts: expected 1 or more, got 0"):
+        open_here(RTX, contexts=0)
+
+
+def test_a_damaged_engine_is_refused_before_anything_of_tensorrt_sees_it(
+    fake_host: Any, make_bundle: Callable[..., Path]
+) -> None:
+    fake_host.install()
+    path = make_bundle(engines=(RTX,))
+    engine = path / RTX.file
+    engine.write_bytes(engine.read_bytes()[:-1] + b"!")
+    with pytest.raises(BundleError, match=r"engines/rtx\.engine was edited or damaged"):
+        open_bundle_session(open_bundle(path))
+    assert fake_host.plan.events == []
+
+
+def test_every_file_is_read_once(fake_host: Any, make_bundle: Callable[..., Path], monkeypatch: Any) -> None:
+    fake_host.install()
+    real, seen = Bundle.read, list[str]()
+
+    def read(self: Bundle, name: str) -> bytes:
+        seen.append(name)
+        return real(self, name)
+
+    monkeypatch.setattr(Bundle, "read", read)
+    open_bundle_session(open_bundle(make_bundle(engines=(RTX,))))
+    assert sorted(seen) == ["engines/rtx.engine", "model.onnx", "reference.npz"]
+
+
+def test_here_every_engine_that_is_passed_over_says_why(make_bundle: Callable[..., Path]) -> None:
+    if not probe_gpu().problem:
+        pytest.skip("this host has a GPU")
+    session = open_bundle_session(open_bundle(make_bundle()))
+    assert session.backend.name == "onnxruntime-cpu"
+    kinds = [reason.partition(": ")[0] for reason in session.backend.passed_over]
+    assert kinds == ["tensorrt", "rtx", "cuda"]
+    assert all(reason.partition(": ")[2].startswith(probe_gpu().problem) for reason in session.backend.passed_over[:2])
+    if absent("tensorrt"):
+        assert session.backend.passed_over[0].endswith(absent("tensorrt"))
 
 
 @pytest.mark.gpu
