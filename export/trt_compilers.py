@@ -5,30 +5,27 @@ of time on any CPU, for RTX GPUs only. Nothing of TensorRT is touched before the
 of its objects crash the process instead of failing.
 """
 
-import ctypes
-import importlib
-import importlib.util
-import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engineworks.runtime.errors import EngineError
+from engineworks.runtime.cuda import Gpu, probe_gpu
+from engineworks.runtime.errors import BackendError, EngineError
+from engineworks.runtime.trt_runtime import Flavour, load_module
 
-Flavour = Literal["tensorrt", "rtx"]
+__all__ = [
+    "Asked",
+    "Choice",
+    "Compiler",
+    "Flavour",
+    "Gpu",
+    "choose_compiler",
+    "examine",
+    "installed_compilers",
+    "load_compiler",
+    "probe_gpu",
+]
+
 Asked = Literal["auto", "tensorrt", "rtx", "none"]
-MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
-
-# CUdevice_attribute numbers of the CUDA driver API, cuda.h.
-_CAPABILITY_MAJOR = 75
-_CAPABILITY_MINOR = 76
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """The first GPU of this host: its ``target`` such as ``sm89``, or None and the reason why there is none."""
-
-    target: str | None
-    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,41 +45,16 @@ class Choice:
     passed_over: tuple[str, ...] = ()
 
 
-def probe_gpu() -> Gpu:
-    """Ask the NVIDIA driver for its first GPU, without any TensorRT or CUDA library; never raises."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return Gpu(None, "this host has no NVIDIA driver (libcuda.so.1 does not load)")
-    status = cuda.cuInit(0)
-    if status != 0:
-        return Gpu(None, f"the NVIDIA driver finds no usable GPU (cuInit gave error {status})")
-    count, device, major, minor = (ctypes.c_int() for _ in range(4))
-    status = cuda.cuDeviceGetCount(ctypes.byref(count))
-    if status != 0 or count.value == 0:
-        return Gpu(None, f"the NVIDIA driver shows {count.value} GPUs (cuDeviceGetCount gave error {status})")
-    status = cuda.cuDeviceGet(ctypes.byref(device), 0)
-    status = status or cuda.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
-    status = status or cuda.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device)
-    if status != 0:
-        return Gpu(None, f"the NVIDIA driver does not tell GPU 0's compute capability (error {status})")
-    return Gpu(f"sm{major.value}{minor.value}")
-
-
 def load_compiler(flavour: Flavour) -> Any:
     """Import the compiler's Python module.
 
     Raises:
         EngineError: it is not installed (with the pip line), or does not import (with its own reason).
     """
-    name = MODULES[flavour]
-    if name not in sys.modules and importlib.util.find_spec(name) is None:
-        raise EngineError(f'{name} is not installed. pip install "engineworks[{flavour}]"')
     try:
-        return importlib.import_module(name)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise EngineError(f"{name} is installed but does not import: {type(error).__name__}: {reason}") from error
+        return load_module(flavour)
+    except BackendError as error:
+        raise EngineError(str(error)) from error
 
 
 def examine(flavour: Flavour) -> Compiler:

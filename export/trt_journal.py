@@ -1,48 +1,18 @@
-"""What the compiler says while it works: its log, its progress, and the way to stop it.
+"""What the compiler reports while it works, and the way to stop it.
 
-TensorRT fails by returning None or False; the cause stands in its log alone. The objects made here are called from C++,
-which swallows Python exceptions: so nothing may leave them, and whatever goes wrong inside is kept for the caller.
-
-One logger serves every build of the process. TensorRT registers the first logger it is given and, when a builder comes
-with another, warns while it holds the lock that a builder's end needs too: if the garbage collector or another thread
-drops a builder just then, the process hangs for ever (seen with TensorRT-RTX 1.7.1).
+The monitor made here is called from C++, which swallows Python exceptions: so nothing may leave it, and whatever goes
+wrong inside is kept for the caller. The log is ``engineworks.runtime.trt_journal``, one for builds and runtimes.
 """
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
+
+from engineworks.runtime.trt_journal import Journal, listening, shared_logger
+
+__all__ = ["Cancelled", "Journal", "OnProgress", "Progress", "listening", "make_monitor", "shared_logger"]
 
 OnProgress = Callable[[str, float | None], None]
 Cancelled = Callable[[], bool]
-
-# Lines that follow every error on a host without GPU, and the notice that another builder is alive in this process.
-_NOISE = ("catchCudaError", "The logger passed into createInfer")
-
-
-class Journal:
-    """Errors and warnings of one build, in the order in which the compiler logged them."""
-
-    def __init__(self) -> None:
-        self.errors: list[str] = []
-        self.warnings: list[str] = []
-
-    def record(self, severity: str, message: str) -> None:
-        """Keep a message if it is a warning or worse; ``severity`` is the name of an ``ILogger.Severity``."""
-        if severity in ("ERROR", "INTERNAL_ERROR"):
-            self.errors.append(" ".join(message.split()))
-        elif severity == "WARNING":
-            self.warnings.append(" ".join(message.split()))
-
-    def cause(self) -> str:
-        """Say why the last step failed: the distinct errors, without the noise that follows them."""
-        distinct = list(dict.fromkeys(self.errors))
-        telling = [message for message in distinct if not _is_noise(message)]
-        return "; ".join(telling or distinct) or "the compiler gave no reason"
-
-    def notices(self) -> tuple[str, ...]:
-        """The distinct warnings, without noise."""
-        return tuple(message for message in dict.fromkeys(self.warnings) if not _is_noise(message))
 
 
 class Progress:
@@ -84,51 +54,6 @@ class Progress:
                 self._on_progress(phase, done)
         except BaseException as error:  # kept for the caller: C++ would swallow it
             self.failure, self.stopped = error, True
-
-
-def _is_noise(message: str) -> bool:
-    return any(words in message for words in _NOISE)
-
-
-_loggers: dict[Any, Any] = {}
-_open_journals: dict[int, Journal] = {}
-_lock = threading.Lock()
-
-
-@contextmanager
-def listening(journal: Journal) -> Iterator[None]:
-    """Keep in the journal what the compiler logs in this thread; of threads that nobody listens to, everybody hears."""
-    thread = threading.get_ident()
-    _open_journals[thread] = journal
-    try:
-        yield
-    finally:
-        del _open_journals[thread]
-
-
-def shared_logger(trt: Any) -> Any:
-    """Give the process's one ``ILogger`` for this module; it writes into the journals that listen."""
-    with _lock:
-        if trt not in _loggers:
-            _loggers[trt] = _make_logger(trt)
-        return _loggers[trt]
-
-
-def _make_logger(trt: Any) -> Any:
-
-    class Logger(trt.ILogger):  # type: ignore[misc] # a class of a module that is chosen at run time
-        """Forwards; nothing here can raise."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            """Hand the message to this thread's journal."""
-            own = _open_journals.get(threading.get_ident())
-            for journal in [own] if own is not None else list(_open_journals.values()):
-                journal.record(severity.name, message)
-
-    return Logger()
 
 
 def make_monitor(trt: Any, progress: Progress) -> Any:

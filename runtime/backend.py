@@ -1,59 +1,47 @@
-"""Which ONNX Runtime provider a bundle runs on here, and why: chosen by what truly loads, never by what is listed.
+"""What runs a bundle here, and why: chosen by what truly opens, never by what is listed.
 
-``onnxruntime-gpu`` lists CUDA on machines without a driver, and falls back to the CPU without a word. So the driver is
-asked first, and the opened session is asked afterwards.
+An engine made for this GPU comes first (TensorRT, then TensorRT-RTX), then ONNX Runtime on CUDA, then on the CPU. The
+NVIDIA driver is asked before any of them is touched. Whatever is passed over is named, with the reason.
 """
 
-import ctypes
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
+from engineworks.runtime import ort_session
+from engineworks.runtime.bundle import GRAPH, Bundle
+from engineworks.runtime.cuda import Gpu, probe_gpu
 from engineworks.runtime.errors import BackendError
+from engineworks.runtime.manifest import EngineRecord
+from engineworks.runtime.ort_session import OrtSession
+from engineworks.runtime.protocol import (
+    NO_HURRY,
+    Backend,
+    BackendName,
+    BackendSession,
+    Device,
+    OnDevice,
+    Place,
+    Speed,
+    Tuning,
+    check_tuning,
+    parse_device,
+)
 
-Device = Literal["auto", "cuda", "cpu"]
-_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-_EXACT_CUDA = (_CUDA, {"use_tf32": "0"})  # else float32 layers round their operands to 11 bits, unsaid
+__all__ = [
+    "Backend",
+    "BackendName",
+    "BackendSession",
+    "Device",
+    "OnDevice",
+    "OrtSession",
+    "Speed",
+    "Tuning",
+    "open_bundle_session",
+    "open_session",
+    "parse_device",
+]
 
-
-@dataclass(frozen=True)
-class Backend:
-    """What runs the bundle: its name, why it was chosen, and what was passed over for which reason."""
-
-    name: str
-    why: str
-    passed_over: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        passed = f"; passed over: {'; '.join(self.passed_over)}" if self.passed_over else ""
-        return f"{self.name} ({self.why}{passed})"
-
-
-class OrtSession:
-    """One ONNX Runtime session behind the contract that every backend keeps: ``run`` a dict, ``close``."""
-
-    def __init__(self, session: Any, backend: Backend) -> None:
-        self.backend = backend
-        self._session = session
-
-    def run(self, inputs: dict[str, npt.NDArray[np.generic]], outputs: list[str]) -> list[npt.NDArray[np.generic]]:
-        """Run the graph once; the arrays are already checked.
-
-        Raises:
-            BackendError: the provider failed; the message is its own.
-        """
-        try:
-            result: list[npt.NDArray[np.generic]] = self._session.run(outputs, inputs)
-        except Exception as error:  # onnxruntime raises its own unrelated classes
-            raise BackendError(f"{self.backend.name} failed: {_first_line(error)}") from error
-        return result
-
-    def close(self) -> None:
-        """Free the session and its memory."""
-        self._session = None
+_ENGINES = ("tensorrt", "rtx")
+_NAMES = ("auto", "onnxruntime", *_ENGINES)
 
 
 def open_session(
@@ -65,11 +53,11 @@ def open_session(
     cpu_graph: bytes | None = None,
     optimise: bool = True,
 ) -> OrtSession:
-    """Open a graph on CUDA where it truly loads, else on the CPU.
+    """Open a graph with ONNX Runtime: on CUDA where it truly loads, else on the CPU.
 
     Args:
         graph: a serialised ONNX model.
-        device: ``auto`` takes the best that works; ``cuda`` and ``cpu`` take that one or fail.
+        device: ``auto`` takes the best that works; ``cuda``, ``cuda:N`` and ``cpu`` take that one or fail.
         strict: with ``auto``, refuse to fall back to the CPU where a GPU is present.
         threads: CPU threads for one run; 0 lets ONNX Runtime choose.
         cpu_graph: the model that stands for it on the CPU, where that lacks kernels for the graph's types.
@@ -78,91 +66,143 @@ def open_session(
     Raises:
         BackendError: onnxruntime is absent, the graph does not load, or the device asked for does not work.
     """
-    if device not in {"auto", "cuda", "cpu"}:
-        raise BackendError(f"device: expected auto, cuda or cpu, got {device!r}.")
-    ort = _onnxruntime()
-    cpu_graph = graph if cpu_graph is None else cpu_graph
-    if device == "cpu":
-        return _open_cpu(ort, cpu_graph, Backend("onnxruntime-cpu", "asked for"), threads, optimise)
-    missing = _cuda_missing(ort)
-    session, reason = (None, missing) if missing else _try_cuda(ort, graph, threads)
-    if session is not None:
-        why = "asked for" if device == "cuda" else "a GPU is present and the CUDA provider loaded"
-        return OrtSession(session, Backend("onnxruntime-cuda", why))
-    if device == "cuda" or (strict and cuda_devices()[0]):
-        raise BackendError(f"device cuda: {reason}. Mend that, or open the bundle with device='cpu'.")
-    backend = Backend("onnxruntime-cpu", "nothing faster works here", (f"cuda: {reason}",))
-    return _open_cpu(ort, cpu_graph, backend, threads)
+    place = parse_device(device)
+    on_cpu = graph if cpu_graph is None else cpu_graph
+    if place.kind == "cpu":
+        return ort_session.open_cpu(on_cpu, Backend("onnxruntime-cpu", "asked for"), threads, optimise)
+    missing, gpu = ort_session.cuda_missing(), probe_gpu(place.index)
+    return _open_graph(_Graphs(graph, on_cpu, threads), place, gpu, strict=strict, missing=missing)
 
 
-def cuda_devices() -> tuple[int, str]:
-    """Ask the NVIDIA driver, and nothing else, how many GPUs there are.
+@dataclass(frozen=True)
+class _Graphs:
+    """What ONNX Runtime is given: the graph, the one for the CPU, and how many threads it may use there."""
 
-    Returns:
-        The number, and where it is 0 the reason.
+    graph: bytes
+    on_cpu: bytes
+    threads: int
+
+
+def _open_graph(
+    graphs: _Graphs, place: Place, gpu: Gpu, *, strict: bool, missing: str, passed_over: tuple[str, ...] = ()
+) -> OrtSession:
+    asked = "asked for" if place.kind == "cuda" and not passed_over else "a GPU is present and the CUDA provider loaded"
+    reason = missing or gpu.problem
+    if not reason:
+        backend = Backend("onnxruntime-cuda", asked, passed_over)
+        opened = ort_session.open_cuda(graphs.graph, backend, place.index, graphs.threads)
+        if isinstance(opened, OrtSession):
+            return opened
+        reason = opened
+    if place.kind == "cuda" or (strict and gpu.target):
+        told = "; ".join((*passed_over, reason))
+        name = str(place) if place.kind == "cuda" else "cuda"
+        raise BackendError(f"device {name}: {told}. Mend that, or open the bundle with device='cpu'.")
+    backend = Backend("onnxruntime-cpu", "nothing faster works here", (*passed_over, f"cuda: {reason}"))
+    return ort_session.open_cpu(graphs.on_cpu, backend, graphs.threads)
+
+
+def open_bundle_session(
+    bundle: Bundle,
+    *,
+    device: Device = "auto",
+    backend: BackendName = "auto",
+    strict: bool = False,
+    contexts: int = 2,
+    max_batch: int | None = None,
+    threads: int = 0,
+    speed: Speed = NO_HURRY,
+) -> BackendSession:
+    """Open a bundle on the best that works here. Every file's digest is checked first, once.
+
+    Args:
+        bundle: an opened bundle.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        backend: ``auto``, or one of ``tensorrt``, ``rtx`` and ``onnxruntime`` alone.
+        strict: with ``auto``, refuse to pass over an engine that was made for this GPU, and refuse the CPU where a GPU
+            is present.
+        contexts: with an engine, how many calls run at once; further callers wait.
+        max_batch: with an engine, buffers for batches up to this one alone; None for the engine's largest.
+        threads: CPU threads for one run of ONNX Runtime; 0 lets it choose.
+        speed: with an engine, CUDA graphs and when kernels are compiled; see ``Speed``.
+
+    Raises:
+        BundleError: a file is damaged or edited.
+        BackendError: what was asked for does not work here; the message says why, and the mend.
     """
+    place = parse_device(device)
+    _check_names(backend, place)
+    tuning = check_tuning(Tuning(contexts, max_batch, speed))
+    cpu = str(bundle.manifest.graph.get("cpu", GRAPH))  # stands for the typed graph where the CPU lacks its kernels
+    if place.kind == "cpu":
+        files = read_checked(bundle, {GRAPH, cpu})
+        return open_session(files[GRAPH], device, threads=threads, cpu_graph=files[cpu])
+    gpu = probe_gpu(place.index)
+    candidates = _candidates(bundle, gpu, backend)
+    wanted = {record.file for _, record, problem in candidates if record and not problem}
+    files = read_checked(bundle, wanted if backend in _ENGINES else wanted | {GRAPH, cpu})
+    passed_over: tuple[str, ...] = ()
+    for flavour, record, problem in candidates:
+        if record is None or problem:
+            opened: BackendSession | str = problem
+        else:
+            opened = _try_engine(bundle, files[record.file], record, gpu, tuning, passed_over)
+        if not isinstance(opened, str):
+            return opened
+        passed_over = (*passed_over, f"{flavour}: {opened}")
+        if strict and record is not None:
+            raise BackendError(f"strict: the bundle has an engine for this GPU, and {'; '.join(passed_over)}")
+    if backend in _ENGINES:
+        raise BackendError("; ".join(passed_over))
+    graphs = _Graphs(files[GRAPH], files[cpu], threads)
+    missing = ort_session.cuda_missing()
+    return _open_graph(graphs, place, gpu, strict=strict, missing=missing, passed_over=passed_over)
+
+
+def _try_engine(
+    bundle: Bundle, plan: bytes, record: EngineRecord, gpu: Gpu, tuning: Tuning, passed_over: tuple[str, ...]
+) -> BackendSession | str:
+    """Open an engine, or return why it does not open."""
+    from engineworks.runtime import trt_session
+
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0, "no NVIDIA driver (libcuda.so.1 is not found)"
-    status = driver.cuInit(0)
-    if status:
-        return 0, f"the NVIDIA driver refused to start (cuInit gave {status})"
-    count = ctypes.c_int()
-    if driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return 0, "the NVIDIA driver sees no GPU"
-    return count.value, ""
+        return trt_session.open_session(bundle, plan, record, gpu, tuning, passed_over)
+    except BackendError as error:
+        return str(error)
 
 
-def _cuda_missing(ort: ModuleType) -> str:
-    """Return why CUDA cannot run here, or nothing."""
-    if _CUDA not in ort.get_available_providers():
-        return "this onnxruntime has no CUDA provider (pip install onnxruntime-gpu)"
-    return cuda_devices()[1]
+def _candidates(bundle: Bundle, gpu: Gpu, backend: BackendName) -> list[tuple[str, EngineRecord | None, str]]:
+    """For each kind of engine, best first: the bundle's record for this GPU, and why it cannot be used if so.
+
+    Nothing is imported here: an absent package is known by its name alone.
+    """
+    from engineworks.runtime import trt_runtime
+
+    found = list[tuple[str, EngineRecord | None, str]]()
+    for flavour in trt_runtime.MODULES:
+        if backend not in {"auto", flavour}:
+            continue
+        record, problems = None, [gpu.problem, trt_runtime.absent(flavour)]
+        if not gpu.problem:
+            try:
+                record = trt_runtime.fitting_record(bundle.manifest, flavour, gpu)
+            except BackendError as error:
+                problems.append(str(error))
+        found.append((flavour, record, "; ".join(filter(None, problems))))
+    return found
 
 
-def _try_cuda(ort: ModuleType, graph: bytes, threads: int) -> tuple[Any | None, str]:
-    """Return a session that truly runs on CUDA, or None and the reason."""
-    preload = getattr(ort, "preload_dlls", None)
-    if preload is not None:
-        preload()
-    try:
-        session = ort.InferenceSession(graph, _options(ort, threads), providers=[_EXACT_CUDA, _CPU])
-    except Exception as error:  # its own unrelated classes; the CPU then tells a broken graph from a broken host
-        return None, _first_line(error)
-    if session.get_providers()[0] != _CUDA:
-        return None, "the CUDA provider did not load (its libraries are missing or of another version)"
-    return session, ""
+def _check_names(backend: str, place: Place) -> None:
+    if backend not in _NAMES:
+        raise BackendError(f"backend: expected one of {', '.join(_NAMES)}, got {backend!r}.")
+    if backend in _ENGINES and place.kind == "cpu":
+        raise BackendError(
+            f"backend {backend} runs on a GPU alone, and device='cpu' was asked for. Leave one of them out."
+        )
 
 
-def _open_cpu(ort: ModuleType, graph: bytes, backend: Backend, threads: int, optimise: bool = True) -> OrtSession:
-    options = _options(ort, threads)
-    options.log_severity_level = 4  # what fails is raised; its log would say that again, in colour
-    if not optimise:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = ort.InferenceSession(graph, options, providers=[_CPU])
-    except Exception as error:
-        raise BackendError(f"onnxruntime refuses the graph: {_first_line(error)}") from error
-    return OrtSession(session, backend)
-
-
-def _options(ort: ModuleType, threads: int) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a spinning thread starves its neighbours
-    return options
-
-
-def _onnxruntime() -> ModuleType:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendError(f"onnxruntime cannot be imported ({error}). pip install engineworks brings it.") from error
-    module: ModuleType = onnxruntime
-    return module
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def read_checked(bundle: Bundle, wanted: set[str]) -> dict[str, bytes]:
+    """Read and check every file of the bundle once; return those wanted."""
+    files = dict.fromkeys((*sorted(wanted), *bundle.manifest.files))  # what is wanted and not there is told by name
+    contents = ((name, bundle.read(name)) for name in files)
+    return {name: content for name, content in contents if name in wanted}

@@ -3,7 +3,11 @@
 The fixtures need what ``engineworks.runtime`` needs, and no more: no torch, no onnx.
 """
 
+import ctypes
 import hashlib
+import importlib.util
+import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -172,3 +176,52 @@ def refusal(as_module: Callable[[Any], Any]) -> Callable[..., str]:
         return str(refused.value)
 
     return why
+
+
+# --- a GPU that is not there: the driver and TensorRT from recorded names, see fake_cuda.py and fake_trt.py
+
+
+def _module(name: str, path: Path) -> Any:
+    """Load a file beside the tests as a module of its own, whatever the folder that pytest runs in."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+class FakeHost:
+    """A host with GPUs of one's choice; ``install`` puts a TensorRT on it, ``plan`` says how that behaves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = Path(__file__).parent
+        self.cuda = _module("fake_cuda", folder / "fake_cuda.py")
+        self.trt = _module("fake_trt", folder / "fake_trt.py")
+        self._maker = _module("fake_tensorrt", folder / "snapshots" / "fake_tensorrt.py")
+        self._monkeypatch = monkeypatch
+        self.driver = self.cuda.FakeDriver()
+        self.plan = self.trt.Plan()
+        for name in ("tensorrt", "tensorrt_rtx", "tensorrt_lean"):
+            monkeypatch.setitem(sys.modules, name, None)
+        real = ctypes.CDLL
+        libraries = {"libcuda.so.1": self.driver}
+        monkeypatch.setattr(
+            ctypes, "CDLL", lambda name, *rest, **more: libraries.get(name) or real(name, *rest, **more)
+        )
+
+    def install(self, api: str = "tensorrt_rtx-1.7", **plan: Any) -> Any:
+        """Put the module of a recorded API in place; gives it."""
+        snapshot = json.loads((Path(__file__).parent / "snapshots" / f"{api}.json").read_text("utf-8"))
+        for name, value in plan.items():
+            assert hasattr(self.plan, name), name
+            setattr(self.plan, name, value)
+        made = self._maker.make_module(snapshot, lambda trt: self.trt.behaviours(trt, self.plan, self.driver))
+        self._monkeypatch.setitem(sys.modules, snapshot["module"], made)
+        return made
+
+
+@pytest.fixture
+def fake_host(monkeypatch: pytest.MonkeyPatch) -> FakeHost:
+    """A host with one fake GPU, an L4 (sm89), and no TensorRT yet."""
+    return FakeHost(monkeypatch)

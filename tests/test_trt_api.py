@@ -1,6 +1,6 @@
 """Every TensorRT name that our source uses exists in the snapshots of the real APIs.
 
-Variables are typed by their names (``builder`` is a ``Builder``), which is a convention of ``export/trt_*.py``. A name
+Variables are typed by their names (``builder`` is a ``Builder``), which is a convention of ``trt_*.py``. A name
 may be absent from an API only in a function that asks ``hasattr`` first, and then only where that answer is False too.
 """
 
@@ -14,9 +14,14 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent
-SOURCES = [*sorted((ROOT.parent / "export").glob("trt_*.py")), ROOT.parent / "export" / "engine.py"]
-APIS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "snapshots").glob("*.json"))}
-CLASSES = {
+SOURCES = [
+    *sorted((ROOT.parent / "export").glob("trt_*.py")),
+    ROOT.parent / "export" / "engine.py",
+    *sorted((ROOT.parent / "runtime").glob("trt_*.py")),
+]
+NAMES = [f"{path.parent.name}/{path.name}" for path in SOURCES]
+APIS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "snapshots").glob("tensorrt*.json"))}
+COMPILING = {
     "builder": "Builder",
     "config": "IBuilderConfig",
     "network": "INetworkDefinition",
@@ -26,6 +31,14 @@ CLASSES = {
     "layer": "ILayer",
     "memory": "IHostMemory",
     "error": "ParserError",
+}
+RUNNING = {
+    "memory": "IHostMemory",
+    "runtime": "Runtime",
+    "engine": "ICudaEngine",
+    "context": "IExecutionContext",
+    "runtime_config": "IRuntimeConfig",
+    "runtime_cache": "IRuntimeCache",
 }
 MODULE_VARIABLES = {"trt"}
 BASES = {"Logger": "ILogger", "Monitor": "IProgressMonitor"}
@@ -37,29 +50,38 @@ MAKERS = {
     "get_input",
     "get_output",
     "get_error",
+    "deserialize_cuda_engine",
+    "create_execution_context",
+    "create_runtime_config",
+    "create_runtime_cache",
 }
 DUNDER = {"__version__", "__name__"}
 
 Use = tuple[str, ...]
 
 
-def chain(node: ast.AST) -> Use:
+def names_of(path: Path) -> dict[str, str]:
+    """Which variables stand for which of TensorRT's classes in a file."""
+    return RUNNING if path.parent.name == "runtime" else COMPILING
+
+
+def chain(node: ast.AST, classes: dict[str, str]) -> Use:
     """``trt.BuilderFlag.TF32`` as ("trt", "BuilderFlag", "TF32"); empty where the root is no name of the compiler's."""
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.insert(0, node.attr)
         node = node.value
-    if isinstance(node, ast.Name) and (node.id in MODULE_VARIABLES or node.id in CLASSES) and names:
+    if isinstance(node, ast.Name) and (node.id in MODULE_VARIABLES or node.id in classes) and names:
         return (node.id, *names)
-    if names and names[0] in MODULE_VARIABLES | set(CLASSES) and len(names) > 1:  # shop.trt.Builder
+    if names and names[0] in MODULE_VARIABLES | set(classes) and len(names) > 1:  # shop.trt.Builder
         return tuple(names)
     return ()
 
 
-def exists(api: dict[str, Any], use: Use) -> bool:
+def exists(api: dict[str, Any], use: Use, classes: dict[str, str]) -> bool:
     root, name, *rest = use
-    if root in CLASSES:
-        return name in api["classes"][CLASSES[root]]["attributes"]
+    if root in classes:
+        return name in api["classes"].get(classes[root], {"attributes": ()})["attributes"]
     if name in DUNDER or name in api["names"]:
         return True
     spec = api["classes"].get(name)
@@ -75,24 +97,25 @@ def guards(function: ast.AST) -> list[Use]:
             if isinstance(call.args[0], ast.Name) and isinstance(call.args[1], ast.Constant)]  # fmt: skip
 
 
-def uses(source: str) -> Iterator[tuple[Use, list[Use], int]]:
+def uses(source: str, classes: dict[str, str]) -> Iterator[tuple[Use, list[Use], int]]:
     """Every use of the compiler's API with the guards of its function and its line."""
     for function in ast.walk(ast.parse(source)):
         if isinstance(function, ast.FunctionDef):
             for node in ast.walk(function):
-                if found := chain(node):
+                if found := chain(node, classes):
                     yield found, guards(function), getattr(node, "lineno", 0)
 
 
-def missing(source: str) -> list[str]:
-    """Name each use that an API lacks without a guard that fails there too."""
+def missing(source: str, classes: dict[str, str] = COMPILING) -> list[str]:
+    """Name each use that an API lacks without a guard that fails there too; what it has no class of, it gives none."""
     problems = []
-    for use, asked, line in uses(source):
+    for use, asked, line in uses(source, classes):
         for label, api in APIS.items():
-            guarded = any(not exists(api, guard) for guard in asked)
-            if not guarded and not exists(api, use):
+            guarded = any(not exists(api, guard, classes) for guard in asked if guard[0] in classes)
+            never = use[0] in classes and classes[use[0]] not in api["classes"]
+            if not guarded and not never and not exists(api, use, classes):
                 problems.append(f"line {line}: {'.'.join(use)} is not in {label}")
-        if not any(exists(api, use) for api in APIS.values()):
+        if not any(exists(api, use, classes) for api in APIS.values()):
             problems.append(f"line {line}: {'.'.join(use)} is in no API at all")
     return problems
 
@@ -102,11 +125,15 @@ def makes(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in MAKERS
 
 
-def untyped_makers(source: str) -> list[str]:
-    """Name each place where a compiler's object has no name, or one that CLASSES does not know."""
+def untyped_makers(source: str, classes: dict[str, str] = COMPILING) -> list[str]:
+    """Name each place where a compiler's object has no name, or one that ``classes`` does not know."""
     problems = []
     for node in ast.walk(ast.parse(source)):
-        unknown = isinstance(node, ast.Assign) and makes(node.value) and ast.unparse(node.targets[0]) not in CLASSES
+        unknown = (
+            isinstance(node, ast.Assign)
+            and makes(node.value)
+            and not {ast.unparse(target) for target in node.targets} & set(classes)
+        )
         chained = isinstance(node, ast.Attribute) and makes(node.value)
         if unknown or chained:
             problems.append(ast.unparse(node))
@@ -121,20 +148,30 @@ def test_the_snapshots_are_of_the_versions_they_are_named_after() -> None:
     }
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_every_name_in_our_source_exists_in_each_api(path: Path) -> None:
     source = path.read_text()
-    assert missing(source) == []
-    assert untyped_makers(source) == []
+    assert missing(source, names_of(path)) == []
+    assert untyped_makers(source, names_of(path)) == []
 
 
 def test_the_source_is_really_read() -> None:
-    found = {use for path in SOURCES for use, _, _ in uses(path.read_text())}
-    assert {("builder", "build_serialized_network"), ("parser", "parse_from_file"), ("trt", "ILogger")} <= found
+    found = {use for path in SOURCES for use, _, _ in uses(path.read_text(), names_of(path))}
+    assert {
+        ("builder", "build_serialized_network"),
+        ("parser", "parse_from_file"),
+        ("trt", "IProgressMonitor"),
+    } <= found
     assert {("config", "set_compute_capability"), ("tensor", "get_dimension_name"), ("layer", "type")} <= found
+    assert {("runtime", "deserialize_cuda_engine"), ("engine", "create_runtime_config")} <= found
+    assert {
+        ("context", "execute_async_v3"),
+        ("runtime_cache", "serialize"),
+        ("trt", "CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE"),
+    } <= found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_our_subclasses_override_what_the_base_classes_have(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ClassDef) and node.name in BASES:

@@ -32,10 +32,15 @@ class Scenario:
 
 def fake_module(snapshot: Snapshot, scenario: Scenario) -> Any:
     """Build the module: every class and name of the snapshot, with the behaviours of the scenario."""
+    return make_module(snapshot, lambda module: _behaviours(module, scenario))
+
+
+def make_module(snapshot: Snapshot, behave: Callable[[Any], dict[str, dict[str, Any]]]) -> Any:
+    """Build the module with the behaviours that ``behave`` gives for its classes, by name."""
     module = ModuleType(snapshot["module"])
     module.__spec__ = importlib.machinery.ModuleSpec(snapshot["module"], None)
     module.__dict__["__version__"] = snapshot["version"]
-    behaviours = _behaviours(module, scenario)
+    behaviours = behave(module)
     unknown = set(behaviours) - set(snapshot["classes"])
     assert not unknown, f"behaviours for classes that the snapshot lacks: {unknown}"
     for name, spec in snapshot["classes"].items():
