@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from engineworks.export.probe import Probes, hold
 from engineworks.export.samples import rows
 from engineworks.runtime.backend import open_session
 from engineworks.runtime.compare import Agreement, agreement
@@ -23,12 +24,16 @@ _DIGITS = 3
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What the original answers: the samples, its outputs for them, its outputs by batch size, and how they rank."""
+    """What the original answers: the samples, its outputs for them, its outputs by batch size, and how they rank.
+
+    ``probes`` are further inputs with its answers; None where they are not asked for.
+    """
 
     inputs: Mapping[str, Floats]
     reference: Sequence[Floats]
     answers: Mapping[int, Sequence[Floats]]
     scores: Scores
+    probes: Probes | None = None
 
 
 def batches(batch: Batch) -> list[int]:
@@ -65,8 +70,10 @@ def climb(
         for output, expected, got, floor in zip(outputs, answers, results, floors, strict=True):
             figures = agreement(expected, np.asarray(got, np.float32), yardstick.scores)
             rung = _rung(name, output, batch, figures, floor)
-            _check(rung, figures)
+            _check(rung, figures, yardstick.probes)
             rungs.append(rung)
+    if name == "onnx-fp32" and yardstick.probes is not None:
+        hold(session, outputs, yardstick.probes, min(yardstick.answers), free=len(yardstick.answers) > 1)
     session.close()
     return tuple(rungs)
 
@@ -84,12 +91,13 @@ def check_alive(answers: Sequence[Floats]) -> None:
             raise ParityError("the PyTorch original answers every input alike; no comparison could prove anything.")
 
 
-def _check(rung: Rung, figures: Agreement) -> None:
+def _check(rung: Rung, figures: Agreement, probes: Probes | None) -> None:
     if not figures.sqnr_db >= rung.required_db:
         raise ParityError(
             f"{rung.candidate}, batch {rung.batch}, output {rung.output}: {figures.sqnr_db:.1f} dB against PyTorch, "
             f"needs {rung.required_db:.1f} ({rung.floor}); largest difference {figures.max_abs:.3g}, "
             f"top-1 agrees on {figures.top1:.0%}. Nothing was written."
+            f"{probes.blame() if probes else ''}"
         )
 
 

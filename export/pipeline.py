@@ -121,15 +121,17 @@ def _make(job: Job, out: Path, force: bool) -> Bundle:
 def _measure(module: "nn.Module", job: Job) -> "Yardstick":
     """Ask the original for its answers at every batch size, and see that they say something."""
     from engineworks.export.parity import Yardstick, batches, check_alive
+    from engineworks.export.probe import examine
     from engineworks.export.reference import answer, answers_by_batch
     from engineworks.export.samples import sample_inputs
     from engineworks.runtime.preprocessing import Preprocessing
 
     samples = sample_inputs(Preprocessing.from_json(job.source.preprocessing))
+    probes = examine(module, module, {INPUT: samples}, job.recipe.batch)
     reference = answer(module, {INPUT: samples})
     check_alive(reference)
     answers = answers_by_batch(module, {INPUT: samples}, reference, batches(job.recipe.batch))
-    return Yardstick({INPUT: samples}, reference, answers, job.source.network.scores)
+    return Yardstick({INPUT: samples}, reference, answers, job.source.network.scores, probes)
 
 
 def _prove_and_compile(job: Job, exported: "Exported", yardstick: "Yardstick") -> "tuple[Proven, Engine | None]":

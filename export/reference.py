@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from engineworks.export.blame import raised
 from engineworks.export.half import HalfType
+from engineworks.export.retrace import ROWS_DIFFER, why_rows_differ
 from engineworks.export.samples import rows
 from engineworks.runtime.compare import sqnr
 from engineworks.runtime.errors import ParityError
@@ -32,14 +34,17 @@ _SAME_DB = 90.0  # 15 bits: above what other sums in float32 cost a deep network
 _DB_PER_BIT = 20 * math.log10(2)
 
 
-def answer(module: "torch.nn.Module", inputs: Mapping[str, Floats]) -> list[Floats]:
+def answer(module: Callable[..., Any], inputs: Mapping[str, Floats]) -> list[Floats]:
     """Run the original in float32; its outputs, flattened in the order of ``forward``."""
     import torch
     from torch.utils._pytree import tree_leaves
 
-    with torch.inference_mode():
-        result = module(*(torch.tensor(array) for array in inputs.values()))  # a copy: forward may work in place
-    return [leaf.numpy() for leaf in tree_leaves(result)]
+    try:
+        with torch.inference_mode():
+            result = module(*(torch.tensor(array) for array in inputs.values()))  # a copy: forward may work in place
+    except Exception as error:  # the user's own
+        raise raised(error, len(next(iter(inputs.values())))) from error
+    return [leaf.detach().numpy() for leaf in tree_leaves(result) if leaf is not None]
 
 
 def answers_by_batch(
@@ -69,7 +74,7 @@ def answers_by_batch(
         apart += zip([rows(output[:2], min(sizes)) for output in reference], two, strict=True)
     alone = all(signal.shape == other.shape and sqnr(signal, other) > _SAME_DB for signal, other in apart)
     if not alone and len(sizes) > 1:
-        raise ParityError("the original's answer to a row depends on its whole batch. Fix the batch: --batch N.")
+        raise ParityError(why_rows_differ(module, inputs) or ROWS_DIFFER)
     return repeated | {min(sizes): smallest}
 
 
@@ -120,7 +125,8 @@ def rounded_program(program: "ExportedProgram") -> RoundedRun:
             for spec in program.graph_signature.input_specs
         ]
         with torch.no_grad():
-            return [output.numpy() for output in _rounding(program.graph_module, kind).run(*lined_up)]
+            outputs = _rounding(program.graph_module, kind).run(*lined_up)
+            return [output.numpy() for output in outputs if output is not None]
 
     return run
 
@@ -138,7 +144,7 @@ def rounded_trace(traced: "fx.GraphModule") -> RoundedRun:
             memo = {id(tensor): _rounded(tensor.detach(), kind) for tensor in held}
             rounded = copy.deepcopy(traced, memo)
             result = _rounding(rounded, kind).run(*(torch.from_numpy(array) for array in inputs.values()))
-        return [leaf.numpy() for leaf in tree_leaves(result)]
+        return [leaf.numpy() for leaf in tree_leaves(result) if leaf is not None]
 
     return run
 

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engineworks.export.blame import Guards, at, guards, user_line
 from engineworks.export.fold import fold_batch_norm
+from engineworks.export.program_checks import check_program
 from engineworks.export.recipe import NEWEST_OPSET, OLDEST_OPSET
 from engineworks.export.reference import RoundedRun, rounded_program
 from engineworks.runtime.errors import ExportError
@@ -62,10 +64,7 @@ def to_onnx(
     _check_eval(module)
     folded = fold_batch_norm(module)
     program = _capture(folded, inputs, batch)
-    _check_sizes(program)
-    _check_range(program, batch)
-    _check_deterministic(program)
-    _check_stateless(program)
+    check_program(program, batch)
     return Exported(_convert(program, inputs, outputs, batch, opset), rounded_program(program), "torch.export")
 
 
@@ -89,55 +88,17 @@ def _dynamic(names: "dict[str, torch.Tensor]", batch: Batch) -> tuple[Any, ...] 
 def _capture(module: "torch.nn.Module", inputs: "dict[str, torch.Tensor]", batch: Batch) -> "ExportedProgram":
     import torch
 
+    narrowed = Guards()
     try:
-        with torch.no_grad(), lrn_as_one_node(), _quiet():
+        with torch.no_grad(), lrn_as_one_node(), _quiet(), guards() as narrowed:
             return torch.export.export(
                 module, tuple(inputs.values()), dynamic_shapes=_dynamic(inputs, batch), strict=False
             )
     except Exception as error:  # torch.export raises many unrelated classes, the user's own among them
         raise ExportError(
             f"torch.export cannot capture this module for batches {batch.min} to {batch.max}: {_reason(error)}"
+            f"{at(user_line(error) or narrowed.line)}"
         ) from error
-
-
-def _check_range(program: "ExportedProgram", batch: Batch) -> None:
-    """Hold the program's batch range against the one asked for."""
-    if batch.min == batch.max:
-        return
-    ranges = {str(symbol): (int(bound.lower), int(bound.upper)) for symbol, bound in program.range_constraints.items()}
-    if any(bounds != (batch.min, batch.max) for bounds in ranges.values()) or not ranges:
-        raise ExportError(f"the exported batch range is {ranges or 'fixed'}, expected {batch.min} to {batch.max}.")
-
-
-def _check_sizes(program: "ExportedProgram") -> None:
-    """Refuse sizes that only the data tell: torch names them u0, u1, …"""
-    for node in program.graph.nodes:
-        for value in node.meta.get("val", ()) if isinstance(node.meta.get("val"), tuple) else (node.meta.get("val"),):
-            if any(str(size).startswith("u") for size in getattr(value, "shape", ())):
-                raise ExportError(f"the size of {node.name} depends on the data; TensorRT cannot plan for it.")
-
-
-def _check_stateless(program: "ExportedProgram") -> None:
-    """Refuse operators that write in place on what the module holds."""
-    from torch.export.graph_signature import InputKind
-
-    held = {s.arg.name: s.target for s in program.graph_signature.input_specs if s.kind != InputKind.USER_INPUT}
-    for node in program.graph.nodes:
-        first = getattr(node.args[0], "name", "") if node.args else ""
-        if first in held and getattr(getattr(node.target, "_schema", None), "is_mutable", False):
-            raise ExportError(f"forward changes the module's own state ({held[first]}); an engine keeps none.")
-
-
-def _check_deterministic(program: "ExportedProgram") -> None:
-    import torch
-
-    for node in program.graph.nodes:
-        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        sleeping = "dropout" in str(node.target) and node.args[2] is False  # (input, p, train)
-        if random and not sleeping:
-            raise ExportError(
-                f"forward draws random numbers ({node.target} at {node.name}); such a graph cannot be compared."
-            )
 
 
 def _convert(
@@ -213,6 +174,7 @@ def _reason(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        return type(error).__name__
+        return f"{type(error).__name__}."
     points = [line.removeprefix("- ") for line in lines[1:] if line.startswith("- ")]
-    return " ".join([lines[0].split(" For more information")[0], *points[:1]])
+    said = " ".join([lines[0].split(" For more information")[0], *points[:1]])
+    return said.split(" If you're using")[0].rstrip(".") + "."  # its advice is for another interface
