@@ -46,7 +46,7 @@ def user_line(error: BaseException) -> str | None:
 
 
 def node_line(node: "Node") -> str | None:
-    """Return the line of the user's ``forward`` that made a node of a program; torch keeps no frames below forward's."""
+    """Return the line of the user's ``forward`` that made a node of a program; torch keeps no frames below it."""
     found = _IN_A_TRACE.findall(node.meta.get("stack_trace") or "")
     return _innermost([(file, int(number), function) for file, number, function in found])
 

@@ -94,7 +94,8 @@ def check_alive(answers: Sequence[Floats]) -> None:
 def _check(rung: Rung, figures: Agreement, probes: Probes | None) -> None:
     if not figures.sqnr_db >= rung.required_db:
         raise ParityError(
-            f"{rung.candidate}, batch {rung.batch}, output {rung.output}: {figures.sqnr_db:.1f} dB against PyTorch, "
+            (probes and probes.mixed())
+            or f"{rung.candidate}, batch {rung.batch}, output {rung.output}: {figures.sqnr_db:.1f} dB against PyTorch, "
             f"needs {rung.required_db:.1f} ({rung.floor}); largest difference {figures.max_abs:.3g}, "
             f"top-1 agrees on {figures.top1:.0%}. Nothing was written."
             f"{probes.blame() if probes else ''}"

@@ -48,6 +48,10 @@ class Probes:
     run: Run
     module: "nn.Module | None" = None
 
+    def mixed(self) -> str | None:
+        """Return the reason with its line where a row's answer depends on the rows beside it, or on chance."""
+        return why_rows_differ(self.run, self.inputs)
+
     def blame(self) -> str:
         """Return, as the end of a message, the user's line at which a capture takes another way than a call."""
         import torch
@@ -57,9 +61,10 @@ class Probes:
         module = self.module
 
         def capture(*tensors: torch.Tensor) -> Any:
-            with warnings.catch_warnings():
+            free = tuple({0: torch.export.Dim.AUTO} for _ in tensors)
+            with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                return torch.export.export(module, tensors, strict=False)
+                return torch.export.export(module, tensors, dynamic_shapes=free, strict=False)
 
         return at(other_way(self.run, capture, self.inputs))
 
@@ -145,7 +150,7 @@ def hold(session: "OrtSession", outputs: Sequence[str], probes: Probes, smallest
         for name, expected, got in zip(outputs, probes.answers, results, strict=False):
             kept = _decibels(rows(expected[row : row + 1], smallest) if free else expected, np.asarray(got))
             if not kept > _SAME_DB:
-                raise ParityError(why_rows_differ(probes.run, probes.inputs) or _otherwise(name, kept) + probes.blame())
+                raise ParityError(probes.mixed() or _otherwise(name, kept) + probes.blame())
 
 
 def _decibels(expected: Array, got: Array) -> float:

@@ -51,11 +51,13 @@ def why_rows_differ(run: Run, inputs: Mapping[str, Array]) -> str | None:
             "forward answers the same input otherwise from call to call: random numbers, the time, a count, or memory "
             f"as it comes.{at(line)}"
         )
-    alone = _follow(run, {name: array[:1] for name, array in few.items()}, 0)
-    line, found = _parting(
-        alone, _follow(run, {name: np.roll(array, -1, axis=0) for name, array in few.items()}, -1), exact=False
-    )
-    return f"{ROWS_DIFFER}{at(line)}" if found else None
+    for row in range(min(3, len(next(iter(few.values()))))):
+        alone = _follow(run, {name: array[row : row + 1] for name, array in few.items()}, 0)
+        among = _follow(run, {name: np.roll(array, -1 - row, axis=0) for name, array in few.items()}, -1)
+        line, found = _parting(alone, among, exact=False)
+        if found:
+            return f"{ROWS_DIFFER}{at(line)}"
+    return None
 
 
 def other_way(run: Run, capture: Run, inputs: Mapping[str, Array]) -> str | None:
@@ -73,12 +75,15 @@ def other_way(run: Run, capture: Run, inputs: Mapping[str, Array]) -> str | None
         _traced(call, inputs, each)
         return steps
 
-    with torch.no_grad():
-        return _parting(places(run), places(capture), exact=True)[0]
+    with torch.inference_mode():  # as the original is run
+        called = places(run)
+    return _parting(called, places(capture), exact=True)[0]
 
 
 def first_change(run: Run, inputs: Mapping[str, Array], look: Callable[[], Any]) -> str | None:
     """Return the user's line after which ``look`` first gives something else than at the start."""
+    import torch
+
     before = look()
     found: list[tuple[str, int, str]] = []
     last: list[tuple[str, int, str]] = []
@@ -88,7 +93,8 @@ def first_change(run: Run, inputs: Mapping[str, Array], look: Callable[[], Any])
             found.append(last[-1])
         last[:] = [(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)]
 
-    _traced(run, inputs, each)
+    with torch.inference_mode():
+        _traced(run, inputs, each)
     if not found and last and look() != before:
         found += last
     return line_at(*found[0]) if found else None
@@ -96,12 +102,15 @@ def first_change(run: Run, inputs: Mapping[str, Array], look: Callable[[], Any])
 
 def last_return(run: Run, inputs: Mapping[str, Array]) -> str | None:
     """Return the user's line at which the run ends."""
+    import torch
+
     last: list[tuple[str, int, str]] = []
 
     def each(frame: FrameType, event: str, result: Any) -> None:
         last[:] = [(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)]
 
-    _traced(run, inputs, each)
+    with torch.inference_mode():
+        _traced(run, inputs, each)
     return line_at(*last[0]) if last else None
 
 
@@ -125,7 +134,8 @@ def _follow(run: Run, inputs: Mapping[str, Array], row: int | None) -> list[Step
         place = frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name
         steps.append(Step(numbers.setdefault(frame, len(numbers)), place, event == "return", arrays))
 
-    _traced(run, inputs, each)
+    with torch.inference_mode():
+        _traced(run, inputs, each)
     return steps
 
 
@@ -148,8 +158,7 @@ def _traced(run: Run, inputs: Mapping[str, Array], each: Callable[[FrameType, st
     given, before = [torch.tensor(array) for array in inputs.values()], sys.gettrace()
     sys.settrace(enter)
     try:
-        with torch.no_grad():
-            run(*given)
+        run(*given)
     except Exception:  # the user's own: what was seen until then is what there is
         return
     finally:

@@ -6,6 +6,7 @@ afterwards, and only its program is converted.
 """
 
 import contextlib
+import inspect
 import io
 import logging
 import re
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engineworks.export.blame import Guards, at, guards, user_line
+from engineworks.export.blame import Guards, at, guards, node_line, user_line
 from engineworks.export.fold import fold_batch_norm
 from engineworks.export.program_checks import check_program
 from engineworks.export.recipe import NEWEST_OPSET, OLDEST_OPSET
@@ -65,7 +66,7 @@ def to_onnx(
     folded = fold_batch_norm(module)
     program = _capture(folded, inputs, batch)
     check_program(program, batch)
-    return Exported(_convert(program, inputs, outputs, batch, opset), rounded_program(program), "torch.export")
+    return Exported(_convert(program, folded, inputs, outputs, batch, opset), rounded_program(program), "torch.export")
 
 
 def _check_eval(module: "torch.nn.Module") -> None:
@@ -76,23 +77,25 @@ def _check_eval(module: "torch.nn.Module") -> None:
         )
 
 
-def _dynamic(names: "dict[str, torch.Tensor]", batch: Batch) -> tuple[Any, ...] | None:
-    from torch.export import Dim
-
+def _dynamic(module: "torch.nn.Module", count: int, batch: Batch, axis: Any) -> tuple[Any, ...] | None:
+    """Return ``axis`` as axis 0 of each input, in the form of forward's arguments; None for a fixed batch."""
     if batch.min == batch.max:
         return None
-    axis = Dim("batch", min=batch.min, max=batch.max)
-    return tuple({0: axis} for _ in names)
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = sum(part.kind in {part.POSITIONAL_ONLY, part.POSITIONAL_OR_KEYWORD} for part in parameters)
+    free = [{0: axis} for _ in range(count)]
+    return (*free[:named], tuple(free[named:])) if count > named else tuple(free)  # what is left goes to *args
 
 
 def _capture(module: "torch.nn.Module", inputs: "dict[str, torch.Tensor]", batch: Batch) -> "ExportedProgram":
     import torch
+    from torch.export import Dim
 
-    narrowed = Guards()
+    narrowed, axis = Guards(), Dim("batch", min=batch.min, max=batch.max)
     try:
         with torch.no_grad(), lrn_as_one_node(), _quiet(), guards() as narrowed:
             return torch.export.export(
-                module, tuple(inputs.values()), dynamic_shapes=_dynamic(inputs, batch), strict=False
+                module, tuple(inputs.values()), dynamic_shapes=_dynamic(module, len(inputs), batch, axis), strict=False
             )
     except Exception as error:  # torch.export raises many unrelated classes, the user's own among them
         raise ExportError(
@@ -102,11 +105,16 @@ def _capture(module: "torch.nn.Module", inputs: "dict[str, torch.Tensor]", batch
 
 
 def _convert(
-    program: "ExportedProgram", inputs: "dict[str, torch.Tensor]", outputs: tuple[str, ...], batch: Batch, opset: int
+    program: "ExportedProgram",
+    module: "torch.nn.Module",
+    inputs: "dict[str, torch.Tensor]",
+    outputs: tuple[str, ...],
+    batch: Batch,
+    opset: int,
 ) -> "onnx.ModelProto":
     import torch
 
-    axes: tuple[Any, ...] | None = None if batch.min == batch.max else tuple({0: "batch"} for _ in inputs)
+    axes = _dynamic(module, len(inputs), batch, "batch")
     try:
         with _quiet():
             converted = torch.onnx.export(
@@ -120,7 +128,7 @@ def _convert(
                 output_names=list(outputs),
             )
     except Exception as error:
-        raise ExportError(f"the ONNX converter refuses the program: {_reason(error)}") from error
+        raise ExportError(f"the ONNX converter refuses the program: {_refused(error, program)}") from error
     assert converted is not None  # it is None only where a file is asked for
     return converted.model_proto
 
@@ -167,6 +175,18 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _refused(error: BaseException, program: "ExportedProgram") -> str:
+    """Return what the converter says: its innermost words, and the user's line that made the node it stopped at."""
+    line = user_line(error)
+    while error.__cause__ is not None:
+        stopped = re.search(r"node %(\w+)", str(error))
+        for node in program.graph.nodes:
+            if stopped and node.name == stopped[1]:
+                line = node_line(node)
+        error = error.__cause__
+    return _reason(error) + at(line)
 
 
 def _reason(error: BaseException) -> str:

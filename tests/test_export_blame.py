@@ -101,7 +101,7 @@ def wrapped(run: Any) -> torch.nn.Module:
 def export(run: Any) -> Any:
     batch = torch.export.Dim("batch", min=1, max=8)
     x = torch.randn(2, 4)
-    return torch.export.export(wrapped(lambda x: run(x)), (x,), dynamic_shapes=({0: batch},), strict=False)
+    return torch.export.export(wrapped(run), (x,), dynamic_shapes=({0: batch},), strict=False)
 
 
 @pytest.mark.parametrize(
