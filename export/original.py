@@ -29,6 +29,7 @@ class Original:
         export: from named rows and the outputs' names to a float32 graph.
         parameters: how many there are.
         title: what the original is called in figures: a key of ``TITLES``.
+        module: all that ``run`` is, where it is a module.
         outputs: their names, where they have some of their own; else they are named after what ``run`` returns.
     """
 
@@ -38,6 +39,7 @@ class Original:
     parameters: int
     title: str = PYTORCH
     outputs: tuple[str, ...] = ()
+    module: "nn.Module | None" = None
 
 
 def in_batches(run: Callable[..., Any], size: int) -> Callable[..., Any]:
@@ -67,4 +69,5 @@ def of_module(module: "nn.Module", inputs: tuple[InputSpec, ...]) -> Original:
         run=module,
         export=lambda arrays, outputs, recipe: export_graph(module, dict(arrays), outputs, recipe),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
+        module=module,
     )

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engineworks.export.original import PYTORCH, TITLES
+from engineworks.export.probe import Probes, hold
 from engineworks.export.samples import rows
 from engineworks.runtime.backend import open_session
 from engineworks.runtime.compare import Agreement, agreement
@@ -27,7 +28,8 @@ _DIGITS = 3
 class Yardstick:
     """What the original answers: the samples, its outputs for them, its outputs by batch size, and how they rank.
 
-    ``title`` is what the original is called: a key of ``original.TITLES``.
+    ``title`` is what the original is called: a key of ``original.TITLES``. ``probes`` are further inputs with its
+    answers; None where they are not asked for.
     """
 
     inputs: Mapping[str, Array]
@@ -35,6 +37,7 @@ class Yardstick:
     answers: Mapping[int, Sequence[Array]]
     scores: Scores
     title: str = PYTORCH
+    probes: Probes | None = None
 
 
 def batches(batch: Batch) -> list[int]:
@@ -71,8 +74,10 @@ def climb(
         for output, expected, got, floor in zip(outputs, answers, results, floors, strict=True):
             figures = agreement(expected, np.asarray(got, np.float32), yardstick.scores)
             rung = _rung((name, yardstick.title), output, batch, figures, floor)
-            _check(rung, figures)
+            _check(rung, figures, yardstick.probes)
             rungs.append(rung)
+    if name == "onnx-fp32" and yardstick.probes is not None:
+        hold(session, outputs, yardstick.probes, min(yardstick.answers), free=len(yardstick.answers) > 1)
     session.close()
     return tuple(rungs)
 
@@ -90,12 +95,14 @@ def check_alive(answers: Sequence[Array]) -> None:
             raise ParityError("the PyTorch original answers every input alike; no comparison could prove anything.")
 
 
-def _check(rung: Rung, figures: Agreement) -> None:
+def _check(rung: Rung, figures: Agreement, probes: Probes | None) -> None:
     if not figures.sqnr_db >= rung.required_db:
         raise ParityError(
-            f"{rung.candidate}, batch {rung.batch}, output {rung.output}: {figures.sqnr_db:.1f} dB against "
+            (probes and probes.mixed())
+            or f"{rung.candidate}, batch {rung.batch}, output {rung.output}: {figures.sqnr_db:.1f} dB against "
             f"{TITLES[rung.reference]}, needs {rung.required_db:.1f} ({rung.floor}); largest difference "
             f"{figures.max_abs:.3g}, top-1 agrees on {figures.top1:.0%}. Nothing was written."
+            f"{probes.blame() if probes else ''}"
         )
 
 

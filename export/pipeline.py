@@ -22,7 +22,7 @@ from engineworks.export.source import OnDownload, Source, resolve
 from engineworks.export.trt_compilers import probe_gpu
 from engineworks.export.trt_journal import OnProgress
 from engineworks.runtime.bundle import Bundle, check_target, write_bundle
-from engineworks.runtime.errors import BundleError, ExportError, ParityError
+from engineworks.runtime.errors import BundleError, ExportError
 from engineworks.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -148,31 +148,19 @@ def _measure(
 ) -> "tuple[Yardstick, tuple[str, ...]]":
     """Ask the original for its answers at every batch size, and see that they say something; name its outputs."""
     from engineworks.export.parity import Yardstick, batches, check_alive
+    from engineworks.export.probe import examine
     from engineworks.export.reference import answers_by_batch, run_once
 
     given, batch = head.behind(samples) if head else samples, job.recipe.batch
     run = in_batches(original.run, batch.max) if batch.min == batch.max else original.run
     with users_code(job.source.model[0]):
+        probes = examine(run, original.module, given, batch)
         outputs = run_once(run, given)
         reference = list(outputs.values())
         check_alive(reference)
-        try:
-            answers = answers_by_batch(run, given, reference, batches(batch))
-        except ParityError:
-            _check_repeats(list(run_once(run, given).values()), reference)
-            raise
-    return Yardstick(samples, reference, answers, job.source.scores, original.title), original.outputs or tuple(outputs)
-
-
-def _check_repeats(again: "list[npt.NDArray[Any]]", before: "list[npt.NDArray[Any]]") -> None:
-    """Tell randomness from answers that depend on the whole batch: asked when a row's answer changed."""
-    from engineworks.runtime.compare import sqnr
-
-    if any(sqnr(first, second) < _SAME_DB for first, second in zip(before, again, strict=True)):
-        raise ExportError(
-            "the original answers the same inputs differently from call to call: it draws random numbers or keeps "
-            "state, and nothing can be compared with it. Export it in eval mode."
-        )
+        answers = answers_by_batch(run, given, reference, batches(batch))
+    yardstick = Yardstick(samples, reference, answers, job.source.scores, original.title, probes)
+    return yardstick, original.outputs or tuple(outputs)
 
 
 def _prove_and_compile(

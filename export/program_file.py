@@ -30,7 +30,7 @@ def program_source(recipe: Recipe) -> Source:
     if not recipe.trust:
         raise ExportError(f"{shown}: a .pt2 file holds a pickle, which can run any code. If you trust it: --trust.")
     import_tools()
-    from engineworks.export.to_onnx import check_program
+    from engineworks.export.program_checks import check_program
 
     program = _load(file, shown)
     _check_weights(program, shown)

@@ -20,6 +20,7 @@ from engineworks.export.samples import rows
 from engineworks.export.simplify import simplify
 from engineworks.export.to_onnx import Exported, to_onnx
 from engineworks.export.translate import translate
+from engineworks.runtime.backend import open_session
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Batch, Rung
 
@@ -155,6 +156,8 @@ def prove(
     """
     few = {name: rows(array, _within(_FLOOR_ROWS, recipe.batch)) for name, array in yardstick.inputs.items()}
     outputs = [value.name for value in exported.graph.graph.output]
+    if head is not None:
+        yardstick = _held_behind(exported.graph, outputs, yardstick)
     whole = with_head(exported.graph, head)
     plain = whole.SerializeToString()
     if recipe.precision == "fp32":
@@ -175,6 +178,17 @@ def prove(
     cpu = _emulated(typed, kind)
     rungs += _climb(cpu or content, f"onnx-{kind}{'-emulated' if cpu else ''}", outputs, yardstick, half_floors, say)
     return Proven(typed, content, cpu, rungs, notes, exported.route, exported.simplifier)
+
+
+def _held_behind(graph: "ModelProto", outputs: list[str], yardstick: Yardstick) -> Yardstick:
+    """Hold the probes, which are what stands behind a head, against the graph without it; they are then done with."""
+    from engineworks.export.probe import hold
+
+    if yardstick.probes is not None:
+        session = open_session(graph.SerializeToString(), "cpu")
+        sizes = yardstick.answers
+        hold(session, outputs, yardstick.probes, min(sizes), free=len(sizes) > 1)
+    return replace(yardstick, probes=None)
 
 
 def _climb(

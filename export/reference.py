@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from engineworks.export.blame import raised
 from engineworks.export.half import HalfType
 from engineworks.export.inputs import DTYPES
+from engineworks.export.retrace import ROWS_DIFFER, why_rows_differ
 from engineworks.export.samples import rows
 from engineworks.export.signature import named_outputs
 from engineworks.runtime.compare import sqnr
-from engineworks.runtime.errors import ExportError, ParityError
+from engineworks.runtime.errors import EngineworksError, ExportError, ParityError
 
 if TYPE_CHECKING:
     import torch
@@ -38,28 +40,33 @@ def run_once(run: Callable[..., Any], inputs: Mapping[str, Array]) -> dict[str, 
     """Run the original; its outputs by name (``signature.named_outputs``).
 
     Raises:
-        ExportError: it returns something else than tensors whose first axis is the batch, of a dtype that is exported.
+        ExportError: it raises, or returns something else than tensors whose first axis is the batch, of a dtype that is
+            exported.
     """
-    import torch
-
-    rows_given = len(next(iter(inputs.values())))
-    with torch.inference_mode():
-        result = run(*(torch.tensor(array) for array in inputs.values()))  # a copy: forward may work in place
-    named = named_outputs(result, rows_given, tuple(inputs))
+    named = named_outputs(_called(run, inputs), len(next(iter(inputs.values()))), tuple(inputs))
     for name, tensor in named.items():
         if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
             raise ExportError(f"output {name}: {tensor.dtype} is not exported; return one of {', '.join(DTYPES)}.")
-    return {name: tensor.numpy() for name, tensor in named.items()}
+    return {name: tensor.detach().numpy() for name, tensor in named.items()}
 
 
 def answer(run: Callable[..., Any], inputs: Mapping[str, Array]) -> list[Array]:
     """Run the original, a module or what is called like one; its outputs, flattened in the order of ``forward``."""
-    import torch
     from torch.utils._pytree import tree_leaves
 
-    with torch.inference_mode():
-        result = run(*(torch.tensor(array) for array in inputs.values()))  # a copy: forward may work in place
-    return [leaf.numpy() for leaf in tree_leaves(result) if leaf is not None]
+    return [leaf.detach().numpy() for leaf in tree_leaves(_called(run, inputs)) if leaf is not None]
+
+
+def _called(run: Callable[..., Any], inputs: Mapping[str, Array]) -> Any:
+    import torch
+
+    try:
+        with torch.inference_mode():
+            return run(*(torch.tensor(array) for array in inputs.values()))  # a copy: forward may work in place
+    except EngineworksError:
+        raise
+    except Exception as error:  # the user's own
+        raise raised(error, len(next(iter(inputs.values())))) from error
 
 
 def answers_by_batch(
@@ -89,7 +96,7 @@ def answers_by_batch(
         apart += zip([rows(output[:2], min(sizes)) for output in reference], two, strict=True)
     alone = all(signal.shape == other.shape and sqnr(signal, other) > _SAME_DB for signal, other in apart)
     if not alone and len(sizes) > 1:
-        raise ParityError("the original's answer to a row depends on its whole batch. Fix the batch: --batch N.")
+        raise ParityError(why_rows_differ(run, inputs) or ROWS_DIFFER)
     return repeated | {min(sizes): smallest}
 
 
@@ -159,7 +166,7 @@ def rounded_trace(traced: "fx.GraphModule") -> RoundedRun:
             memo = {id(tensor): _rounded(tensor.detach(), kind) for tensor in held}
             rounded = copy.deepcopy(traced, memo)
             result = _rounding(rounded, kind).run(*(torch.from_numpy(array) for array in inputs.values()))
-        return [leaf.numpy() for leaf in tree_leaves(result)]
+        return [leaf.numpy() for leaf in tree_leaves(result) if leaf is not None]
 
     return run
 

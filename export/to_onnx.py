@@ -6,6 +6,7 @@ afterwards, and only its program is converted.
 """
 
 import contextlib
+import inspect
 import io
 import logging
 import re
@@ -14,7 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engineworks.export.blame import Guards, at, guards, node_line, user_line
 from engineworks.export.fold import fold_batch_norm
+from engineworks.export.program_checks import check_program
 from engineworks.export.recipe import NEWEST_OPSET, OLDEST_OPSET
 from engineworks.export.reference import RoundedRun, rounded_program
 from engineworks.runtime.errors import ExportError
@@ -66,15 +69,15 @@ def to_onnx(
     _check_eval(module)
     folded = fold_batch_norm(module)
     program = _capture(folded, inputs, batch)
-    _check_sizes(program)
-    _check_range(program, batch)
-    return from_program(program, tuple(inputs), outputs, batch=batch, opset=opset)
+    check_program(program, batch)
+    axes = _dynamic(module, len(inputs), batch, "batch")
+    return _exported(program, tuple(inputs), outputs, axes, opset)
 
 
 def from_program(
     program: "ExportedProgram", inputs: tuple[str, ...], outputs: tuple[str, ...], *, batch: Batch, opset: int
 ) -> Exported:
-    """Convert a program that holds for the batch range.
+    """Convert a program whose range holds the batch.
 
     Args:
         program: of ``torch.export``.
@@ -87,18 +90,14 @@ def from_program(
         ExportError: randomness, training mode, state, sizes that depend on the data, or what the converter refuses.
     """
     check_program(program)
-    return Exported(_convert(program, inputs, outputs, batch, opset), rounded_program(program), "torch.export")
+    axes = None if batch.min == batch.max else tuple({0: "batch"} for _ in inputs)
+    return _exported(program, inputs, outputs, axes, opset)
 
 
-def check_program(program: "ExportedProgram") -> None:
-    """Refuse a program that no graph can stand for.
-
-    Raises:
-        ExportError: randomness, training mode, state, or sizes that depend on the data.
-    """
-    _check_sizes(program)
-    _check_deterministic(program)
-    _check_stateless(program)
+def _exported(
+    program: "ExportedProgram", inputs: tuple[str, ...], outputs: tuple[str, ...], axes: Any, opset: int
+) -> Exported:
+    return Exported(_convert(program, inputs, outputs, axes, opset), rounded_program(program), "torch.export")
 
 
 def _check_eval(module: "torch.nn.Module") -> None:
@@ -109,75 +108,38 @@ def _check_eval(module: "torch.nn.Module") -> None:
         )
 
 
-def _dynamic(names: "dict[str, torch.Tensor]", batch: Batch) -> tuple[Any, ...] | None:
-    from torch.export import Dim
-
+def _dynamic(module: "torch.nn.Module", count: int, batch: Batch, axis: Any) -> tuple[Any, ...] | None:
+    """Return ``axis`` as axis 0 of each input, in the form of forward's arguments; None for a fixed batch."""
     if batch.min == batch.max:
         return None
-    axis = Dim("batch", min=batch.min, max=batch.max)
-    return tuple({0: axis} for _ in names)
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = sum(part.kind in {part.POSITIONAL_ONLY, part.POSITIONAL_OR_KEYWORD} for part in parameters)
+    free = [{0: axis} for _ in range(count)]
+    return (*free[:named], tuple(free[named:])) if count > named else tuple(free)  # what is left goes to *args
 
 
 def _capture(module: "torch.nn.Module", inputs: "dict[str, torch.Tensor]", batch: Batch) -> "ExportedProgram":
     import torch
+    from torch.export import Dim
 
+    narrowed, axis = Guards(), Dim("batch", min=batch.min, max=batch.max)
     try:
-        with torch.no_grad(), lrn_as_one_node(), _quiet():
+        with torch.no_grad(), lrn_as_one_node(), _quiet(), guards() as narrowed:
             return torch.export.export(
-                module, tuple(inputs.values()), dynamic_shapes=_dynamic(inputs, batch), strict=False
+                module, tuple(inputs.values()), dynamic_shapes=_dynamic(module, len(inputs), batch, axis), strict=False
             )
     except Exception as error:  # torch.export raises many unrelated classes, the user's own among them
         raise ExportError(
             f"torch.export cannot capture this module for batches {batch.min} to {batch.max}: {_reason(error)}"
+            f"{at(user_line(error) or narrowed.line)}"
         ) from error
 
 
-def _check_range(program: "ExportedProgram", batch: Batch) -> None:
-    """Hold the program's batch range against the one asked for."""
-    if batch.min == batch.max:
-        return
-    ranges = {str(symbol): (int(bound.lower), int(bound.upper)) for symbol, bound in program.range_constraints.items()}
-    if any(bounds != (batch.min, batch.max) for bounds in ranges.values()) or not ranges:
-        raise ExportError(f"the exported batch range is {ranges or 'fixed'}, expected {batch.min} to {batch.max}.")
-
-
-def _check_sizes(program: "ExportedProgram") -> None:
-    """Refuse sizes that only the data tell: torch names them u0, u1, …"""
-    for node in program.graph.nodes:
-        for value in node.meta.get("val", ()) if isinstance(node.meta.get("val"), tuple) else (node.meta.get("val"),):
-            if any(str(size).startswith("u") for size in getattr(value, "shape", ())):
-                raise ExportError(f"the size of {node.name} depends on the data; TensorRT cannot plan for it.")
-
-
-def _check_stateless(program: "ExportedProgram") -> None:
-    """Refuse operators that write in place on what the module holds."""
-    from torch.export.graph_signature import InputKind
-
-    held = {s.arg.name: s.target for s in program.graph_signature.input_specs if s.kind != InputKind.USER_INPUT}
-    for node in program.graph.nodes:
-        first = getattr(node.args[0], "name", "") if node.args else ""
-        if first in held and getattr(getattr(node.target, "_schema", None), "is_mutable", False):
-            raise ExportError(f"forward changes the module's own state ({held[first]}); an engine keeps none.")
-
-
-def _check_deterministic(program: "ExportedProgram") -> None:
-    import torch
-
-    for node in program.graph.nodes:
-        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        sleeping = "dropout" in str(node.target) and node.args[2] is False  # (input, p, train)
-        if random and not sleeping:
-            raise ExportError(
-                f"forward draws random numbers ({node.target} at {node.name}); such a graph cannot be compared."
-            )
-
-
 def _convert(
-    program: "ExportedProgram", inputs: tuple[str, ...], outputs: tuple[str, ...], batch: Batch, opset: int
+    program: "ExportedProgram", inputs: tuple[str, ...], outputs: tuple[str, ...], axes: Any, opset: int
 ) -> "onnx.ModelProto":
     import torch
 
-    axes: tuple[Any, ...] | None = None if batch.min == batch.max else tuple({0: "batch"} for _ in inputs)
     try:
         with _quiet():
             converted = torch.onnx.export(
@@ -191,7 +153,7 @@ def _convert(
                 output_names=list(outputs),
             )
     except Exception as error:
-        raise ExportError(f"the ONNX converter refuses the program: {_reason(error)}") from error
+        raise ExportError(f"the ONNX converter refuses the program: {_refused(error, program)}") from error
     assert converted is not None  # it is None only where a file is asked for
     return converted.model_proto
 
@@ -240,11 +202,24 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _refused(error: BaseException, program: "ExportedProgram") -> str:
+    """Return what the converter says: its innermost words, and the user's line that made the node it stopped at."""
+    line = user_line(error)
+    while error.__cause__ is not None:
+        stopped = re.search(r"node %(\w+)", str(error))
+        for node in program.graph.nodes:
+            if stopped and node.name == stopped[1]:
+                line = node_line(node)
+        error = error.__cause__
+    return _reason(error) + at(line)
+
+
 def _reason(error: BaseException) -> str:
     """Return what an error of torch says, without its advice: the first line, and the first point of a list below."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        return type(error).__name__
+        return f"{type(error).__name__}."
     points = [line.removeprefix("- ") for line in lines[1:] if line.startswith("- ")]
-    return " ".join([lines[0].split(" For more information")[0], *points[:1]])
+    said = " ".join([lines[0].split(" For more information")[0], *points[:1]])
+    return said.split(" If you're using")[0].rstrip(".") + "."  # its advice is for another interface
