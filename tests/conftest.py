@@ -145,7 +145,7 @@ def translated(as_module: Callable[[Any], Any]) -> Callable[..., Any]:
                 rows = torch.randn(size, *shape[1:], generator=generator)
                 with torch.no_grad():
                     right: Any = module(rows.clone()).numpy()
-                (got,) = session.run({"x": rows.numpy()}, ["y"])
+                got: Any = session.run({"x": rows.numpy()}, ["y"])[0]
                 assert (got.shape, got.dtype) == (right.shape, right.dtype), f"opset {opset}, batch {size}"
                 assert sqnr(right, got) > SAME_DB, f"opset {opset}, batch {size}"
             if half:
