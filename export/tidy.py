@@ -12,6 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
+_SMALL = 256  # bytes of a constant that may be one of many alike
 _PADDED_WITH = {"Conv": 0.0, "MaxPool": -np.inf}  # what each takes beyond the edge for
 
 
@@ -23,11 +24,34 @@ class Written(Protocol):
 
 
 def tidy(graph: Written, outputs: Iterable[str]) -> None:
-    """Merge transpositions and paddings, then drop what no output depends on; all in place."""
+    """Merge twins, transpositions and paddings, then drop what no output depends on; all in place."""
     kept = set(outputs)
+    _merge_twins(graph, kept)
     _merge_transpositions(graph)
     _merge_pads(graph, kept)
     _drop_unread(graph, kept)
+
+
+def _merge_twins(graph: Written, outputs: set[str]) -> None:
+    """Let one node do what several do to the same values, as where a forward computes a thing twice."""
+    same, seen = _equal_constants(graph), dict[tuple[Any, ...], list[str]]()
+    for node in graph.nodes:
+        inputs = [same.get(name, name) for name in node.input]
+        attributes = tuple(sorted(item.SerializeToString(deterministic=True) for item in node.attribute))
+        first = seen.setdefault((node.op_type, *inputs, attributes), list(node.output))
+        if first != list(node.output) and not outputs.intersection(node.output):
+            same.update(zip(node.output, first, strict=True))
+        node.input[:] = [same[name] if name in same and name not in graph.weights else name for name in node.input]
+
+
+def _equal_constants(graph: Written) -> dict[str, str]:
+    """Map small constants to the first that is equal: shapes, axes, numbers."""
+    first: dict[tuple[Any, ...], str] = {}
+    return {
+        name: first.setdefault((tensor.data_type, *tensor.dims, tensor.raw_data), name)
+        for name, tensor in graph.weights.items()
+        if len(tensor.raw_data) <= _SMALL
+    }
 
 
 def _merge_transpositions(graph: Written) -> None:

@@ -52,13 +52,13 @@ def translate(
     check_inputs(inputs, outputs)
     with torch.no_grad(), no_random_numbers():
         traced = trace(module, list(inputs.values()), frozenset(module_rules()))
-        ask(traced, inputs, batch.min)
-        share(traced, module)
         fold_batch_norms(traced.module, traced.values)
         emitter = _begin(traced, inputs, outputs, opset)
         results = _emit_all(traced, emitter, inputs)
         if len(results) != len(outputs) or not outputs:
             raise CannotTranslate(f"{len(results)} outputs where {len(outputs)} were named")
+        ask(traced, inputs, batch.min)
+        share(traced, module)
     shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
     graph = finish(emitter, shapes, dict(zip(outputs, results, strict=True)), batch, opset)
     return graph, traced.module

@@ -109,6 +109,25 @@ def test_a_transposition_that_is_an_output_stays() -> None:
     assert [(list(n.input), list(n.output)) for n in made.nodes] == [(["x"], ["y"])]
 
 
+def clipped(name: str, limit: str) -> NodeProto:
+    return helper.make_node("Clip", ["x", limit], [name])
+
+
+def test_what_is_computed_twice_is_computed_once() -> None:
+    nodes = clipped("a", "p"), clipped("b", "q"), helper.make_node("Add", ["a", "b"], ["y"])
+    made = graph(*nodes, p=np.float32(1), q=np.float32(1))
+    tidy(made, ["y"])
+    assert kinds(made) == ["Clip", "Add"] and list(made.nodes[1].input) == ["a", "a"]
+
+
+@pytest.mark.parametrize(("limit", "outputs"), [(2, ["y"]), (1, ["y", "b"])], ids=["another number", "an output"])
+def test_what_only_looks_alike_stays(limit: float, outputs: list[str]) -> None:
+    nodes = clipped("a", "p"), clipped("b", "q"), helper.make_node("Add", ["a", "b"], ["y"])
+    made = graph(*nodes, p=np.float32(1), q=np.float32(limit))
+    tidy(made, outputs)
+    assert kinds(made) == ["Clip", "Clip", "Add"]
+
+
 def test_what_nobody_reads_goes() -> None:
     made = graph(helper.make_node("Mul", ["x", "w"], ["dead"]), helper.make_node("Relu", ["x"], ["y"]), w=np.float32(2))
     tidy(made, ["y"])
