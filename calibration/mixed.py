@@ -36,7 +36,7 @@ def layer_costs(model: "ModelProto", batch: Mapping[str, object]) -> dict[str, i
     shown = [name for name in wanted if name not in graph.inputs]
     graph.model.graph.ClearField("output")
     graph.model.graph.output.extend(ValueInfoProto(name=name) for name in shown)
-    values = session(graph.model, optimise=True).run(shown, dict(batch))
+    values = session(graph.model, optimise="all").run(shown, dict(batch))
     shapes = {name: np.shape(value) for name, value in (*batch.items(), *zip(shown, values, strict=True))}
     costs = {}
     for layer in layers:
@@ -72,13 +72,13 @@ def sensitivity(
         rest: the type that the scales are stored in.
         on_layer: told after each layer how many of all are done.
     """
-    exact = run_all(model, batches, optimise=True)
+    exact = run_all(model, batches, optimise="basic")
     every = {node.name for node in Graph(model).nodes if node.op_type in WEIGHTED}
     found = {}
     for number, name in enumerate(candidates):
         alone = place(model, left_out=every - {name})
         made = insert_qdq(model, alone, scales, weights=weights, rest=rest)
-        answers = run_all(made, batches, optimise=True)
+        answers = run_all(made, batches, optimise="basic")
         found[name] = float(np.square(answers - exact, dtype=np.float64).sum())
         on_layer(number + 1, len(candidates))
     return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from engineworks.calibration.bias import correct_biases
-from engineworks.calibration.choose import choose
+from engineworks.calibration.choose import choose, typical_sqnr
 from engineworks.calibration.correct import Options, correct
 from engineworks.calibration.graph import Array, Floats
 from engineworks.calibration.mixed import layer_costs, pick, sensitivity
@@ -45,10 +45,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Step:
-    """One stage, and how the network then answered the held-out images, against float32."""
+    """One stage, and how the network then answered the held-out images, against float32.
+
+    ``sqnr_db`` is of all answers together, ``typical_db`` the mean over the images, by which steps are compared.
+    """
 
     name: str
     sqnr_db: float
+    typical_db: float
     top1: float
 
 
@@ -63,7 +67,7 @@ class Quantised:
     decisions: tuple[Decision, ...]
     steps: tuple[Step, ...]
     kept: str
-    """The name of the step whose graph this is: the one of the highest SQNR."""
+    """The name of the step whose graph this is."""
     left_out: tuple[str, ...]
     fp16_share: float
     """The share of the multiply-adds that was left out."""
@@ -114,7 +118,7 @@ def quantise(
     placement = place(model)
     _check(placement, measured, method, quality, fp16_share)
     fit, held, notes = _split(model, batches, quality)
-    job = _Job(model, placement, measured, quality, rest, fit, held, run_all(model, held, optimise=True), on_progress)
+    job = _Job(model, placement, measured, quality, rest, fit, held, run_all(model, held, optimise="all"), on_progress)
     method, scales, layers, steps = _choose(job, method)
     graph = insert_qdq(model, placement, scales, weights=layers, rest=rest)
     first = Quantised(graph, method, scales, placement.decisions, tuple(steps), steps[-1].name, (), 0.0, notes)
@@ -177,9 +181,9 @@ def _affordable(model: "ModelProto", row: Mapping[str, Array]) -> int:
     return int(max(8, _ROOM // (4 * max(largest, 1))))
 
 
-def _step(job: _Job, name: str, graph: "ModelProto") -> Step:
-    figures = agreement(job.reference, run_all(graph, job.held))
-    return Step(name, figures.sqnr_db, figures.top1)
+def _step(job: _Job, name: str, answers: Floats) -> Step:
+    figures = agreement(job.reference, answers)
+    return Step(name, figures.sqnr_db, typical_sqnr(job.reference, answers), figures.top1)
 
 
 def _choose(job: _Job, method: str) -> tuple[str, Mapping[str, float], dict[str, Int8Layer], list[Step]]:
@@ -192,8 +196,7 @@ def _choose(job: _Job, method: str) -> tuple[str, Mapping[str, float], dict[str,
         job.say("ranges", len(steps), len(names))
         graph = insert_qdq(job.model, job.placement, job.measured.scales[name], weights=layers, rest=job.rest)
         answers = run_all(graph, job.held)
-        figures = agreement(job.reference, answers)
-        steps[name] = Step(f"{name} ranges, biases corrected", figures.sqnr_db, figures.top1)
+        steps[name] = _step(job, f"{name} ranges, biases corrected", answers)
         return answers
 
     chosen = choose(names, job.reference, answer).method
@@ -217,7 +220,7 @@ def _corrected(job: _Job, first: Quantised, layers: Mapping[str, Int8Layer], sha
     graph = insert_qdq(moved.model, placement, moved.scales, weights=corrected.layers, rest=job.rest)
     name = f"{'255-level shift everywhere' if high else '255-level shift'}, rounding, affine correction"
     name += f", {len(left_out)} layers left out" if left_out else ""
-    step = _step(job, name, graph)
+    step = _step(job, name, run_all(graph, job.held))
     steps = (*first.steps, step)
     return Quantised(
         graph, first.method, moved.scales, placement.decisions, steps, step.name, left_out, spent, first.notes
@@ -244,9 +247,9 @@ def _left_out(job: _Job, moved: Shifted, share: float) -> tuple[tuple[str, ...],
 
 def _best(first: Quantised, second: Quantised) -> Quantised:
     """Keep the later graph, unless it answers worse than the earlier one; that is said."""
-    if second.steps[-1].sqnr_db >= first.steps[-1].sqnr_db:
+    if second.steps[-1].typical_db >= first.steps[-1].typical_db:
         return second
-    note = f"the corrections lowered the SQNR to {second.steps[-1].sqnr_db:.1f} dB and were left away"
+    note = f"the corrections lowered the SQNR to {second.steps[-1].typical_db:.1f} dB and were left away"
     return Quantised(
         first.model, first.method, first.scales, first.decisions, second.steps, first.kept, (), 0.0,
         (*first.notes, note),

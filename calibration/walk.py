@@ -6,7 +6,7 @@ optimisation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,18 +20,26 @@ Batches = Sequence[Mapping[str, Array]]
 Values = list[Floats]
 
 
-def session(model: "ModelProto", *, optimise: bool = False) -> Any:
-    """Open a graph in ONNX Runtime on the CPU; without optimisation it is the reference for Q/DQ graphs."""
+Level = Literal["none", "basic", "all"]
+
+
+def session(model: "ModelProto", *, optimise: Level = "none") -> Any:
+    """Open a graph in ONNX Runtime on the CPU; without optimisation it is the reference for Q/DQ graphs.
+
+    ``basic`` folds constants and keeps Q and DQ apart; ``all`` fuses them into integer kernels, which saturate on CPUs
+    without VNNI: for float graphs, and for measuring just that.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    levels = {"none": level.ORT_DISABLE_ALL, "basic": level.ORT_ENABLE_BASIC, "all": level.ORT_ENABLE_ALL}
+    options.graph_optimization_level = levels[optimise]
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def run_all(model: "ModelProto", batches: Batches, *, optimise: bool = False) -> Floats:
+def run_all(model: "ModelProto", batches: Batches, *, optimise: Level = "none") -> Floats:
     """Return the graph's first output for all batches, row after row."""
     runner = session(model, optimise=optimise)
     names = [runner.get_outputs()[0].name]

@@ -38,8 +38,13 @@ class Int8Layer:
         return np.asarray(self.values * self.scales.reshape(shape), np.float32)
 
 
-def round_scales(scales: Array, rest: Rest) -> Floats:
-    """Round scales up to what the rest of the graph can hold, so that no range becomes shorter and none is 0.
+def round_scales(scales: Array, rest: Rest, *, up: bool = False) -> Floats:
+    """Round scales to what the rest of the graph can hold; none becomes 0.
+
+    Args:
+        scales: any shape, 0 or more.
+        rest: the type that will hold them.
+        up: never to a smaller one, so that no range becomes shorter; else to the nearest.
 
     Raises:
         ExportError: a scale that is not finite, or too large for FP16.
@@ -49,7 +54,7 @@ def round_scales(scales: Array, rest: Rest) -> Floats:
         raise ExportError(f"a scale is {wide.max():.3g}: expected finite scales up to {_LARGEST[rest]:.3g} for {rest}.")
     kind = np.float16 if rest == "fp16" else np.float32
     rounded: Array = np.maximum(wide, _SMALLEST[rest]).astype(kind)
-    short = rounded.astype(np.float64) < wide
+    short = up & (rounded.astype(np.float64) < wide)
     return np.asarray(np.where(short, np.nextafter(rounded, kind(np.inf)), rounded), np.float32)
 
 
@@ -61,7 +66,7 @@ def channel_scales(rows: Floats, rest: Rest) -> Floats:
         rest: the float type that the scales will be stored in.
     """
     largest = np.abs(rows).max(axis=1, initial=0.0)
-    return round_scales(np.where(largest > 0, largest / LARGEST_INT8, 1.0), rest)
+    return round_scales(np.where(largest > 0, largest / LARGEST_INT8, 1.0), rest, up=True)
 
 
 def nearest(rows: Floats, scales: Floats) -> Array:

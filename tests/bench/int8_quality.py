@@ -80,7 +80,7 @@ def measure(graph: onnx.ModelProto, images: Floats) -> Measured:
     shown = onnx.ModelProto()
     shown.CopyFrom(graph)
     shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name != "image")
-    run = session(shown, optimise=True)
+    run = session(shown, optimise="all")
     largest = dict.fromkeys(names, 0.0)
     samples: dict[str, list[Floats]] = {name: [] for name in names}
     means: dict[str, list[Floats]] = {name: [] for name in names}
@@ -141,7 +141,7 @@ def main(folders: list[str]) -> None:
     images = crops(known, -(-IMAGES // len(known)), 0)[:IMAGES]
     others = crops(unknown, CROPS, 1)
     graph = lite0()
-    reference = run_all(graph, batches(others), optimise=True)
+    reference = run_all(graph, batches(others), optimise="all")
     print(f"{len(images)} crops of {len(known)} photographs calibrate, {len(others)} of {len(unknown)} are answered, "
           f"{len(set(reference.argmax(axis=1)))} classes among the answers")  # fmt: skip
 
@@ -156,7 +156,11 @@ def main(folders: list[str]) -> None:
         made = quantise(graph, batches(images), measured, quality=kind, fp16_share=share)
         spent = time.perf_counter() - began
         say(f"engineworks, {quality}, {100 * made.fp16_share:.2f} % of it in FP16", made.model, spent)
-        print("  " + "; ".join(f"{step.name}: {step.sqnr_db:.2f} dB" for step in made.steps), *made.left_out)
+        print(
+            "  "
+            + "; ".join(f"{step.name}: {step.sqnr_db:.2f} dB, typically {step.typical_db:.2f}" for step in made.steps),
+            *made.left_out,
+        )
     for method in ("MinMax", "Percentile", "Entropy"):
         began = time.perf_counter()
         theirs = onnx_runtime(graph, images, method)

@@ -1,0 +1,105 @@
+"""The CPU twin: a second INT8 graph of the same network, laid out as ONNX Runtime's CPU kernels want it.
+
+What TensorRT wants is slow there (a ReLU stays between a layer and its Q), and what is fast there TensorRT refuses: Q
+and DQ on every result, uint8 behind a ReLU, biases as int32. ONNX Runtime's own quantiser writes that graph; the ranges
+are ours, so that it costs no second search.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from engineworks.calibration.graph import Graph
+from engineworks.calibration.walk import Batches, session
+from engineworks.runtime.errors import ExportError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Ranges = Mapping[str, tuple[float, float]]
+OPERATORS = (
+    "Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Reshape",
+    "Flatten",
+)  # fmt: skip
+
+
+def twin_tensors(model: "ModelProto") -> tuple[str, ...]:
+    """Return the tensors whose ranges ``cpu_twin`` needs: inputs, and results of the operators that it quantises."""
+    graph = Graph(model)
+    made = [node.output[0] for node in graph.nodes if node.op_type in OPERATORS]
+    read = [name for node in graph.nodes if node.op_type in OPERATORS for name in node.input]
+    return tuple(dict.fromkeys(name for name in (*graph.inputs, *read, *made) if name and not graph.is_constant(name)))
+
+
+def observe_ends(model: "ModelProto", batches: Batches) -> dict[str, tuple[float, float]]:
+    """Return tensor → smallest and largest value over all batches, for ``twin_tensors``; one batch is held at a time.
+
+    Args:
+        model: the float32 graph.
+        batches: inputs, some images each.
+    """
+    from onnx import ModelProto, ValueInfoProto
+
+    names = twin_tensors(model)
+    inputs = {value.name for value in model.graph.input}
+    shown = ModelProto()
+    shown.CopyFrom(model)
+    shown.graph.ClearField("output")
+    inner = [name for name in names if name not in inputs]
+    shown.graph.output.extend(ValueInfoProto(name=name) for name in inner)
+    runner = session(shown, optimise="all")
+    found: dict[str, tuple[float, float]] = {}
+    for batch in batches:
+        for name, values in (*batch.items(), *zip(inner, runner.run(inner, dict(batch)), strict=True)):
+            low, high = found.get(name, (0.0, 0.0))
+            found[name] = (min(low, float(values.min())), max(high, float(values.max())))
+    return found
+
+
+def cpu_twin(model: "ModelProto", ranges: Ranges, *, reduced: bool = False) -> "ModelProto":
+    """Return a Q/DQ graph that ONNX Runtime fuses into integer kernels on a CPU.
+
+    Args:
+        model: the float32 graph.
+        ranges: tensor → smallest and largest value, for every name of ``twin_tensors``.
+        reduced: weights of 7 bits, for CPUs whose int8 products saturate (AVX2 and AVX-512 without VNNI).
+
+    Raises:
+        ExportError: a tensor without a range.
+
+    Activations are uint8 with their own zero point, 0 behind a ReLU; weights int8 per channel; biases int32.
+    """
+    from onnx import ModelProto
+
+    missing = [name for name in twin_tensors(model) if name not in ranges]
+    if missing:
+        raise ExportError(f"tensor {missing[0]}: no range was given. Observe every tensor of twin_tensors().")
+    source = ModelProto()
+    source.CopyFrom(Graph(model).model)
+    quantiser = _quantiser(source, ranges, reduced)
+    quantiser.quantize_model()
+    quantiser.model.topological_sort()  # it appends its nodes; ONNX wants them before their readers
+    made: ModelProto = quantiser.model.model
+    return made
+
+
+def _quantiser(source: "ModelProto", ranges: Ranges, reduced: bool) -> Any:
+    import numpy as np
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+
+    data = {
+        name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
+        for name, (low, high) in ranges.items()
+    }
+    return QDQQuantizer(
+        source,
+        per_channel=True,
+        reduce_range=reduced,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, data),
+        nodes_to_quantize=[],
+        nodes_to_exclude=[],
+        op_types_to_quantize=list(OPERATORS),
+        extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+    )

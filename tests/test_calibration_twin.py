@@ -1,0 +1,89 @@
+"""The CPU twin: ONNX Runtime fuses it into integer kernels, and it answers as the float network does."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, checker, helper, numpy_helper
+
+from engineworks.calibration.lint import lint
+from engineworks.calibration.twin import cpu_twin, observe_ends, twin_tensors
+from engineworks.calibration.walk import run_all
+from engineworks.runtime.compare import sqnr
+from engineworks.runtime.errors import ExportError
+
+RNG = np.random.default_rng(0)
+
+
+def node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
+    return helper.make_node(kind, inputs.split(), [output], name=output, **attributes)
+
+
+def network() -> Any:
+    nodes = [
+        node("Conv", "x a.w a.b", "a", pads=[1] * 4),
+        node("Relu", "a", "r"),
+        node("Conv", "r b.w b.b", "b", pads=[1] * 4),
+        node("Add", "b r", "sum"),
+        node("Relu", "sum", "s"),
+        node("GlobalAveragePool", "s", "p"),
+        node("Flatten", "p", "f"),
+        node("Gemm", "f c.w c.b", "y", transB=1),
+    ]
+    shapes = {"a.w": (16, 3, 3, 3), "a.b": (16,), "b.w": (16, 16, 3, 3), "b.b": (16,), "c.w": (10, 16), "c.b": (10,)}
+    stored = {name: RNG.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+    infos = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 12, 12])]
+    ends = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])]
+    weights = [numpy_helper.from_array(value, name) for name, value in stored.items()]
+    graph = helper.make_graph(nodes, "g", infos, ends, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+MODEL = network()
+BATCHES = [{"x": RNG.standard_normal((4, 3, 12, 12)).astype(np.float32)} for _ in range(3)]
+ENDS = observe_ends(MODEL, BATCHES)
+
+
+def test_the_ends_are_those_of_every_tensor_it_quantises_with_zero_among_them() -> None:
+    assert set(ENDS) == set(twin_tensors(MODEL)) == {"x", "a", "r", "b", "sum", "s", "p", "f", "y"}
+    values = np.concatenate([batch["x"] for batch in BATCHES])
+    assert ENDS["x"] == (float(values.min()), float(values.max()))
+    assert ENDS["r"][0] == 0
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_it_answers_as_the_float_network_does(reduced: bool) -> None:
+    made = cpu_twin(MODEL, ENDS, reduced=reduced)
+    checker.check_model(made)
+    exact = run_all(MODEL, BATCHES)
+    assert sqnr(exact, run_all(made, BATCHES)) > (22 if reduced else 28)  # measured 6 dB above; 7 bits cost up to 6
+
+
+def test_onnx_runtime_makes_integer_kernels_of_it(tmp_path: Any) -> None:
+    import onnx
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # it warns that a graph fused for this machine fits no other
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    ort.InferenceSession(cpu_twin(MODEL, ENDS).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kinds = [part.op_type for part in onnx.ModelProto.FromString((tmp_path / "fused.onnx").read_bytes()).graph.node]
+    assert kinds.count("QLinearConv") == 2
+    assert not {"Conv", "Relu", "Add"} & set(kinds)
+
+
+def test_with_seven_bits_nothing_saturates_when_it_is_fused() -> None:
+    made = cpu_twin(MODEL, ENDS, reduced=True)
+    plain, fused = run_all(made, BATCHES), run_all(made, BATCHES, optimise="all")
+    assert sqnr(plain, fused) > 25  # roundings in another order, no more
+
+
+def test_tensorrt_would_refuse_it_and_that_is_told() -> None:
+    assert {"int32 bias", "integer type"} <= {
+        one.rule for one in lint(cpu_twin(MODEL, ENDS)) if one.severity == "refuse"
+    }
+
+
+def test_a_tensor_without_a_range_is_named() -> None:
+    with pytest.raises(ExportError, match=r"tensor x: no range was given\. Observe every tensor of twin_tensors"):
+        cpu_twin(MODEL, {})
