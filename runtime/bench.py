@@ -196,7 +196,7 @@ def _timed(call: Callable[[], Any], callers: int, seconds: float) -> tuple[list[
 
 def _lines(content: dict[str, Any]) -> Iterator[str]:
     yield str(content["bundle"])
-    yield f"  {'backend':<18} {'batch':>5} {'callers':>7} {'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} {'rows/s':>10} {'ratio':>6}"
+    yield "  backend            batch callers    p50 ms    p90 ms    p99 ms     rows/s  ratio"
     for row in content["cells"]:
         yield (
             f"  {row['backend']:<18} {row['batch']:>5} {row['threads']:>7} {row['p50_ms']:>9.3f} {row['p90_ms']:>9.3f} "
