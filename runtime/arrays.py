@@ -43,6 +43,8 @@ def as_numpy(name: str, value: Any, wanted: str) -> Array:
         if isinstance(value, np.ma.MaskedArray):
             raise InputError(f"input {name!r}: expected {wanted}, got a masked array. Fill it: x.filled(value).")
         return value
+    if isinstance(value, np.generic):
+        return np.asarray(value)
     if not hasattr(value, "__dlpack__"):
         raise InputError(
             f"input {name!r}: expected an array {wanted}, got {type(value).__name__}. Make it one: np.asarray(x)."

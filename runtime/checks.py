@@ -167,11 +167,9 @@ def _mend(tensor: Tensor, array: Array, fits: bool) -> str:
 def _shape_mend(tensor: Tensor, array: Array) -> str:
     if array.shape[1:] == tensor.shape[1:]:
         return "This bundle has one batch size: infer_batch() takes any number of rows."
-    if len(array.shape) == len(tensor.shape) == 4:
-        if array.shape[3] == tensor.shape[1]:
-            return "Put the channels first: x.transpose(0, 3, 1, 2)."
-        if array.shape[1] == tensor.shape[3]:
-            return "Put the channels last: x.transpose(0, 2, 3, 1)."
+    for mend, axes in (("first", (0, 3, 1, 2)), ("last", (0, 2, 3, 1))):
+        if array.ndim == 4 and array.transpose(axes).shape[1:] == tensor.shape[1:]:
+            return f"Put the channels {mend}: x.transpose{axes}."
     return "Resize it to that shape."
 
 

@@ -38,7 +38,7 @@ __all__ = ["Prediction", "Session", "load", "softmax"]
 
 Array = npt.NDArray[Any]
 Choice = Literal["auto", "onnxruntime"]
-_BACKENDS = ("auto", "onnxruntime")
+BACKENDS = ("auto", "onnxruntime")
 _QUEUE = 1024
 
 
@@ -97,6 +97,24 @@ class Session:
     def labels(self) -> tuple[str, ...]:
         """The names of the classes, by index; empty where the bundle has none."""
         return self.manifest.labels
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How a picture becomes an input.
+
+        Raises:
+            BundleError: the bundle has no preprocessing, or its network is no classifier.
+        """
+        content = self.manifest.preprocessing
+        if content is None:
+            raise BundleError(
+                f"bundle {self.manifest.name}: says nothing of preprocessing. Prepare arrays, call infer()."
+            )
+        if len(self.inputs) != 1 or len(self.outputs) != 1 or len(self.outputs[0].shape) != 2:
+            raise BundleError(
+                f"bundle {self.manifest.name}: is no classifier of pictures (one input, one (N, K) output)."
+            )
+        return Preprocessing.from_json(content)
 
     @property
     def backend(self) -> Backend:
@@ -220,7 +238,7 @@ class Session:
             BackendError: the network answers NaN or infinity.
             BundleError: the bundle has no preprocessing, or its network is no classifier.
         """
-        recipe = self._preprocessing()
+        recipe = self.preprocessing
         if k < 1:
             raise InputError(f"classify: expected k of 1 or more, got {k}.")
         m, answers = self.manifest, list[list[Prediction]]()
@@ -238,7 +256,7 @@ class Session:
         Returns:
             ``(N, C, H, W)`` float32; N pictures, C channels. ``(N, H, W, C)`` uint8 where the graph normalises.
         """
-        return preprocess(pictures, self._preprocessing())
+        return preprocess(pictures, self.preprocessing)
 
     def warmup(self, runs: int = 2) -> float:
         """Run zeros at the smallest, the usual and the largest batch, so that no caller pays for the first runs.
@@ -267,6 +285,10 @@ class Session:
     def stats(self) -> Stats:
         """Return what the session has done since it was loaded: counts, and times of the latest runs."""
         return self._tally.read(queued=len(self._batcher), in_flight=len(self._inflight))
+
+    def bare(self, arrays: dict[str, Array]) -> list[Array]:
+        """Run checked arrays on the backend itself, past every check and count: for measuring what those cost."""
+        return self._inflight.bare(arrays)
 
     def close(self) -> None:
         """Refuse new work, finish what is queued and what is under way, free the backend; again does nothing.
@@ -310,18 +332,6 @@ class Session:
             for spec in self._rules.specs
         }
 
-    def _preprocessing(self) -> Preprocessing:
-        content = self.manifest.preprocessing
-        if content is None:
-            raise BundleError(
-                f"bundle {self.manifest.name}: says nothing of preprocessing. Prepare arrays, call infer()."
-            )
-        if len(self.inputs) != 1 or len(self.outputs) != 1 or len(self.outputs[0].shape) != 2:
-            raise BundleError(
-                f"bundle {self.manifest.name}: is no classifier of pictures (one input, one (N, K) output)."
-            )
-        return Preprocessing.from_json(content)
-
 
 def load(
     path: Path | str,
@@ -354,8 +364,8 @@ def load(
         BackendError: nothing can run it here, what was asked for does not work, or the memory does not suffice.
         InputError: ``max_batch`` lies outside the bundle's sizes, or ``nan`` is neither of the two.
     """
-    if backend not in _BACKENDS:
-        raise BackendError(f"backend: expected {' or '.join(_BACKENDS)}, got {backend!r}; no other runs bundles yet.")
+    if backend not in BACKENDS:
+        raise BackendError(f"backend: expected {' or '.join(BACKENDS)}, got {backend!r}; no other runs bundles yet.")
     if contexts < 1:
         raise BackendError(f"contexts: expected 1 or more, got {contexts}.")
     bundle = open_bundle(path)

@@ -1,0 +1,48 @@
+"""How far a measured share can be trusted: an interval for one, an exact test for two on the same pictures."""
+
+import math
+
+_Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share (Wilson, JASA 22, 1927; the score interval).
+
+    Args:
+        right: how many of them; 0 to ``total``.
+        total: 1 or more.
+
+    Returns:
+        The lower and the upper end, in [0, 1]. It covers well for few trials and for shares near 0 or 1, too.
+    """
+    share, z2 = right / total, _Z95**2
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = _Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
+    return (0.0 if right == 0 else max(centre - half, 0.0)), (1.0 if right == total else min(centre + half, 1.0))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided p-value of McNemar's test for two classifiers on the same pictures.
+
+    Args:
+        only_first: pictures that the first alone got right.
+        only_second: pictures that the second alone got right.
+
+    Returns:
+        How likely a split at least this uneven is where both are equally good: twice the binomial tail at one half,
+        at most 1 (McNemar, Psychometrika 12, 1947, in its exact form). Pictures on which both agree say nothing.
+    """
+    total, fewer = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(total, number) for number in range(fewer + 1))
+    return min(1.0, float(2 * tail / 2**total)) if total < 1000 else min(1.0, _tail_by_logarithms(total, fewer))
+
+
+def _tail_by_logarithms(total: int, fewer: int) -> float:
+    """Sum the same tail where its terms are too long to be written out."""
+    logs = [
+        math.lgamma(total + 1) - math.lgamma(number + 1) - math.lgamma(total - number + 1)
+        for number in range(fewer + 1)
+    ]
+    largest = max(logs)
+    total_log = largest + math.log(sum(math.exp(value - largest) for value in logs)) + (1 - total) * math.log(2)
+    return math.exp(min(total_log, 0.0))
