@@ -9,16 +9,16 @@ import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from engineworks.export.blame import at, raised, running_line
+from engineworks.export.blame import at
 from engineworks.export.reference import answer
 from engineworks.export.retrace import first_change, last_return, other_way, why_rows_differ
 from engineworks.export.samples import rows
+from engineworks.export.watch import watched
 from engineworks.runtime.compare import sqnr
 from engineworks.runtime.errors import ExportError, ParityError
 from engineworks.runtime.manifest import Batch
@@ -33,10 +33,6 @@ Run = Callable[..., Any]
 _SAME_DB = 60.0  # 10 of float32's 24 bits: other sums keep 100 dB on ordinary inputs, another function not even 40
 _LOUD = 16.0  # times a sample: beyond every clamp and threshold that is met in daily work, far from float32's end
 _HOLDERS = ("_parameters", "_buffers", "_modules")
-_READS = {
-    "__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "__array__", "item", "tolist",
-    "numpy", "data_ptr", "equal", "allclose", "is_nonzero",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,11 +86,9 @@ def examine(run: Run, module: "nn.Module | None", inputs: Mapping[str, Array], b
     before = _held(module)
     reads: list[str] = []
     with torch.inference_mode():
-        result = _watched(run, unlike, reads)
+        result = watched(run, unlike, reads)
     if reads:
-        raise ExportError(
-            f"forward reads values of the data into Python; what follows from them would be fixed in a graph.{reads[0]}"
-        )
+        raise ExportError(f"forward reads {reads[0]}")
     leaves = [leaf for leaf in tree_leaves(result) if leaf is not None]
     _check_outputs(leaves, len(next(iter(unlike.values()))), run, unlike)
     answers = [leaf.detach().as_subclass(torch.Tensor).resolve_conj().numpy() for leaf in leaves]
@@ -181,39 +175,6 @@ def _unlike(inputs: Mapping[str, Array], count: int) -> dict[str, Array]:
         return made.astype(array.dtype)
 
     return {name: rows(unlike(array), count) for name, array in inputs.items()}
-
-
-def _watched(run: Run, inputs: Mapping[str, Array], reads: list[str]) -> Any:
-    """Run with tensors that note who reads their values, as do all that are made of them; else without."""
-    import torch
-
-    class Watched(torch.Tensor):
-        @classmethod
-        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func.__name__ in _READS and (line := _reader()):
-                reads.append(line)
-            return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
-
-    try:
-        return run(*(torch.tensor(array).as_subclass(Watched) for array in inputs.values()))
-    except Exception:  # the user's own, or of something that does not take a subclass: asked again without
-        if reads:
-            return None
-    try:
-        return run(*(torch.tensor(array) for array in inputs.values()))
-    except Exception as error:
-        raise raised(error, len(next(iter(inputs.values())))) from error
-
-
-def _reader() -> str | None:
-    """Return who reads a value just now, as the end of a message; None where torch itself does."""
-    import sys
-
-    frame: FrameType | None = sys._getframe(2)
-    while frame and frame.f_code.co_filename.endswith(("torch/_tensor.py", "torch/overrides.py")):
-        frame = frame.f_back
-    name = frame.f_globals.get("__name__", "") if frame else ""
-    return None if name == "torch" or name.startswith("torch.") else at(running_line(frame)) or " In a library."
 
 
 @dataclass(frozen=True)
