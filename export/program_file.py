@@ -13,6 +13,7 @@ from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Weights
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from torch.export import ExportedProgram
 
     from engineworks.export.to_onnx import Exported
@@ -119,4 +120,13 @@ def _export(program: "ExportedProgram", arrays: Arrays, outputs: tuple[str, ...]
     from engineworks.export.to_onnx import from_program
 
     exported = from_program(program, tuple(arrays), outputs, batch=recipe.batch, opset=recipe.graph_opset)
+    if recipe.batch.min == recipe.batch.max:
+        _fix_batch(exported.graph, recipe.batch.max)
     return finished(exported, arrays, outputs, recipe)
+
+
+def _fix_batch(graph: "ModelProto", size: int) -> None:
+    """Write the one batch size into a graph whose program leaves it free."""
+    for value in (*graph.graph.input, *graph.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = size
+    graph.graph.ClearField("value_info")  # they name the free axis; whoever needs them infers them

@@ -86,7 +86,7 @@ def _random(spec: InputSpec, generator: np.random.Generator) -> Array:
 
 def _from_file(file: Path, inputs: Sequence[InputSpec]) -> dict[str, Array]:
     try:
-        with np.load(file, allow_pickle=False) as content:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
     except Exception as error:  # zipfile's and numpy's own, for whatever else the file is
         raise ExportError(f"--samples {file.name}: expected a .npz of arrays ({error}).") from error

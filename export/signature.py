@@ -85,7 +85,8 @@ def named_outputs(result: Any, rows: int, inputs: Sequence[str]) -> "dict[str, T
     leaves = [(path, leaf) for path, leaf in tree_flatten_with_path(result)[0] if leaf is not None]
     named: dict[str, Tensor] = {}
     for path, leaf in leaves:
-        name = _free("_".join(_word(key) for key in path) or "output", {*inputs, *named})
+        words = "_".join(_word(key) for key in path)
+        name = _free(f"output_{words}".rstrip("_") if not words or words[0].isdigit() else words, {*inputs, *named})
         if not isinstance(leaf, Tensor):
             raise ExportError(f"forward returns a {type(leaf).__name__} ({name}), where only tensors can be exported.")
         if leaf.dim() == 0 or leaf.shape[0] != rows:
@@ -101,8 +102,7 @@ def named_outputs(result: Any, rows: int, inputs: Sequence[str]) -> "dict[str, T
 def _word(key: Any) -> str:
     """Spell one step of a path: a dict's key, a field, or a place."""
     value = next((getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name)), key)
-    word = re.sub(r"\W+", "_", str(value)) or "_"
-    return f"output_{word}" if word[0].isdigit() else word
+    return re.sub(r"\W+", "_", str(value)) or "_"
 
 
 def _free(name: str, taken: set[str]) -> str:

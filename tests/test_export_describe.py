@@ -122,3 +122,47 @@ def test_what_the_compiler_left_out_or_warned_of_is_noted() -> None:
     assert notes[3] == "the compiler warns: a layout was changed"
     assert "TF32" in notes[4]
     assert len(describe._notes(Recipe("net", precision="fp16"), engine, Choice("rtx"))) == 3, "FP16 has no TF32"
+
+
+# --- labels, and what is said of pictures
+
+
+def answers(*shapes: list[int | str]) -> Any:
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, shape) for i, shape in enumerate(shapes)]
+    return helper.make_model(helper.make_graph([], "g", [], values))
+
+
+def labelled(count: int) -> Any:
+    from types import SimpleNamespace
+
+    return SimpleNamespace(labels=tuple(map(str, range(count))))
+
+
+def test_labels_stay_where_the_network_has_as_many_classes() -> None:
+    assert describe.fitting_labels(labelled(4), Recipe("net"), answers(["batch", 4])) == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize("shapes", [(["batch", 5],), (["batch", 4], ["batch", 4]), (["batch", 4, 1],), (["batch"],)])
+def test_usual_labels_are_dropped_where_they_do_not_fit(shapes: Any) -> None:
+    assert describe.fitting_labels(labelled(4), Recipe("net"), answers(*shapes)) == ()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ((["batch", 5],), "got 4 names for 5 classes"),
+        ((["batch", 4], ["batch", 4]), "got 4 names for what is no classes"),
+        ((["batch", 4, 1],), "got 4 names for what is no classes"),
+    ],
+)
+def test_the_users_own_labels_are_refused_where_they_do_not_fit(shapes: Any, message: str) -> None:
+    with pytest.raises(ExportError, match=f"^--labels: {message}"):
+        describe.fitting_labels(labelled(4), Recipe("net", labels="names.txt"), answers(*shapes))
+
+
+def test_what_pictures_are_taken_to_be_is_said_or_that_none_are() -> None:
+    assert "classifies no pictures" in describe.pictures_line(None)
+    line = describe.pictures_line({"mean": [0.5], "std": [0.25]})
+    assert line == "taken to be normalised to a mean of 0.5 and a standard deviation of 0.25"

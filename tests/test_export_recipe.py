@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engineworks.export.inputs import InputSpec
-from engineworks.export.recipe import Recipe, parse_batch
+from engineworks.export.recipe import Recipe, parse_batch, parse_model_arg, parse_numbers, parse_resize
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Batch
 
@@ -118,3 +118,105 @@ def test_an_operator_set_that_the_precision_cannot_have_is_refused(precision: st
 def test_a_recipe_that_contradicts_itself_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ExportError, match=message):
         Recipe("lenet5", **wrong)
+
+
+OWN: dict[str, Any] = {"model": "net.py:make", "mean": (0.5,), "std": (0.25,)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model": "lenet5", "route": "onnx"}, "route: expected one of auto, fx, dynamo, got 'onnx'"),
+        ({"model": "lenet5", "input": "int8"}, "input: expected one of float32, uint8, got 'int8'"),
+        ({"model": "lenet5", "mean": (0.5,)}, "--mean and --std belong together; pass both"),
+        ({"model": "lenet5", "std": (0.5,)}, "--mean and --std belong together"),
+        (OWN | {"std": (0.0,)}, r"--std: expected numbers other than 0, of 1e-6 to 1e6, got \(0\.0,\)"),
+        (OWN | {"std": (0.5, 0.5, 0.0)}, "--std: expected numbers other than 0"),
+        (OWN | {"std": (1e-300,)}, "--std: expected numbers other than 0"),
+        (OWN | {"std": (1e300,)}, "--std: expected numbers"),
+        (OWN | {"mean": (-1e300,)}, "--mean: expected numbers of at most 1e6"),
+        ({"model": "lenet5", "trust": True}, r"--trust is for \.pt2 files alone"),
+        ({"model": "net.onnx", "trust": True}, r"--trust is for \.pt2 files alone"),
+        (
+            {"model": "/x/net.onnx", "weights": "w.pth"},
+            r"--weights and net\.onnx contradict each other: the file holds",
+        ),
+        ({"model": "net.pt2", "weights": "imagenet"}, r"--weights and net\.pt2 contradict each other"),
+        ({"model": "net.pt2", "model_args": (("a", 1),)}, r"--model-arg and net\.pt2 contradict each other"),
+        ({"model": "net.onnx", "route": "fx"}, r"--route fx: net\.onnx is no module that could take it"),
+        ({"model": "net.onnx", "route": "dynamo"}, "--route dynamo"),
+        ({"model": "net.pt2", "route": "fx"}, r"--route fx: net\.pt2 is no module"),
+        ({"model": "net.py:make", "weights": "imagenet"}, "none were published for a network of your own"),
+        ({"model": "net.py:make", "input": "uint8"}, "--input uint8 need --mean and --std for this model"),
+        ({"model": "net.onnx", "resize": 5}, "need --mean and --std for this model"),
+        ({"model": "net.pt2", "interpolation": "bicubic"}, "need --mean and --std for this model"),
+        ({"model": "net.py:make", "model_args": (("a", 1), ("b", 2), ("a", 1))}, "--model-arg a is given twice"),
+        ({"model": "net.py"}, "which function makes the network"),
+        ({"model": "timm:"}, "which network of timm"),
+    ],
+)
+def test_a_flag_that_has_no_use_here_is_refused_and_not_passed_over(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        Recipe(**wrong)
+
+
+@pytest.mark.parametrize("model", ["lenet5", "timm:resnet18", "torchvision:resnet18"])
+def test_a_network_with_preprocessing_of_its_own_may_have_parts_of_it_replaced(model: str) -> None:
+    recipe = Recipe(model, resize=5, interpolation="bicubic", input="uint8")
+    assert (recipe.mean, recipe.std) == (None, None)
+
+
+def test_the_record_shows_files_without_their_folders_and_arguments_as_python_writes_them() -> None:
+    content = Recipe(
+        "/secret/net.py:make",
+        labels="/secret/names.txt",
+        samples="/secret/real.npz",
+        model_args=(("depth", 3), ("name", "a"), ("sizes", [1, 2])),
+        shapes=(InputSpec("x", (3, 8, 9)), InputSpec("ids", (), "int64")),
+    ).to_json()
+    assert "secret" not in json.dumps(content)
+    assert content["model_args"] == {"depth": "3", "name": "'a'", "sizes": "[1, 2]"}
+    assert content["shapes"] == ["x:3x8x9:float32", "ids::int64"]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("0.5", (0.5,)), ("0.485,0.456,0.406", (0.485, 0.456, 0.406)), ("-1,2e-3,.5", (-1, 0.002, 0.5))],
+)
+def test_numbers_are_one_or_three(text: str, numbers: tuple[float, ...]) -> None:
+    assert parse_numbers(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,2", "1,2,3,4", "nan", "1,inf,2", "1;2;3", "1,,2", "1e999"])
+def test_what_are_no_numbers_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_numbers(text)
+
+
+@pytest.mark.parametrize(("text", "size"), [("256", 256), ("32x48", (32, 48)), ("1", 1), ("65536", 65536)])
+def test_a_size_is_a_side_or_height_and_width(text: str, size: Any) -> None:
+    assert parse_resize(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "32x", "0", "0x5", "-5", "1x2x3", "65537", "5.0", "٣", "9" * 5000, "3X4"])
+def test_what_is_no_size_says_so(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_resize(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a=1", 1), ("a=1.5", 1.5), ("a=True", True), ("a=None", None), ("a=[1, 2]", [1, 2]), ("a={'b': 1}", {"b": 1}),
+        ("a='1'", "1"), ("a=relu", "relu"), ("a=", ""), ("a=b=c", "b=c"), ("a=__import__('os')", "__import__('os')"),
+        ("a=" + "(" * 500, "(" * 500), ("a=1 +", "1 +"),
+    ],
+)  # fmt: skip
+def test_an_argument_is_a_literal_or_text_and_never_runs(text: str, value: Any) -> None:
+    assert parse_model_arg(text) == ("a", value)
+
+
+@pytest.mark.parametrize("text", ["", "a", "=1", "1a=1", "a b=1", "a-b=1", "a.b=1"])
+def test_an_argument_without_a_name_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected KEY=VALUE"):
+        parse_model_arg(text)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engineworks.runtime import InputError, Preprocessing, preprocess
+from engineworks.runtime.preprocessing import normalise
 
 Pixels = npt.NDArray[np.uint8]
 PLAIN = Preprocessing("RGB", None, "bilinear", None, 0, (0.0,) * 3, (1.0,) * 3)
@@ -483,3 +484,50 @@ def test_a_recipe_with_a_wrong_field_is_refused(field: str, value: object, messa
 
 def test_a_recipe_that_is_a_mapping_of_another_kind_is_read() -> None:
     assert Preprocessing.from_json(dict(IMAGENET.to_json(), later="field")) == IMAGENET
+
+
+# --- where the graph normalises
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        IMAGENET,
+        GREY,
+        replace(GREY, pad=2, mean=(0.3,), std=(0.1,)),
+        replace(IMAGENET, resize=(18, 17), interpolation="bicubic"),
+    ],
+)
+def test_what_the_graph_is_given_and_then_does_is_what_preprocess_does(recipe: Preprocessing, pixels: Pixels) -> None:
+    raw = preprocess([pixels, pixels[::-1].copy()], replace(recipe, in_graph=True))
+    assert (raw.dtype, raw.flags.c_contiguous) == (np.uint8, True)
+    assert raw.shape[3] == len(recipe.mean)
+    assert np.array_equal(normalise(raw, recipe), preprocess([pixels, pixels[::-1].copy()], recipe))
+
+
+@given(
+    st.lists(st.floats(-2, 2), min_size=3, max_size=3).map(tuple),
+    st.lists(st.floats(1e-3, 300), min_size=3, max_size=3).map(tuple),
+)
+def test_normalising_is_float32_in_the_order_written(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    found = normalise(pixels, replace(PLAIN, mean=mean, std=std))
+    for value in (0, 1, 127, 255):
+        for channel in range(3):
+            step = np.float32(value) / np.float32(255)
+            expected = (step - np.float32(mean[channel])) / np.float32(std[channel])
+            assert found[channel, value // 16, value % 16] == expected
+
+
+def test_one_picture_or_many_are_normalised_alike() -> None:
+    many = np.stack([noise(4, 5, seed) for seed in range(3)])
+    assert np.array_equal(normalise(many, IMAGENET)[1], normalise(many[1], IMAGENET))
+    assert normalise(many, IMAGENET).shape == (3, 3, 4, 5)
+
+
+def test_in_graph_travels_with_the_bundle_and_stands_there_only_where_it_is_true() -> None:
+    made = replace(IMAGENET, in_graph=True)
+    assert made.to_json()["in_graph"] is True
+    assert Preprocessing.from_json(made.to_json()) == made
+    assert "in_graph" not in IMAGENET.to_json()
+    assert Preprocessing.from_json(IMAGENET.to_json()) == IMAGENET
