@@ -1,13 +1,14 @@
 """From a module to a typed graph that is proven: every step's post-condition, and the figures of every rung."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from engineworks.calibration import LARGEST_FP16, SMALLEST_FP16, beyond_fp16, observe_ranges
+from engineworks.calibration import LARGEST_FP16, SMALLEST_FP16, beyond_fp16
 from engineworks.export.clean import clean, modules
 from engineworks.export.emitter import CannotTranslate
 from engineworks.export.half import HalfType, to_half
@@ -15,6 +16,7 @@ from engineworks.export.parity import Yardstick, climb
 from engineworks.export.pools import remove_empty_pools
 from engineworks.export.precision import check_realised
 from engineworks.export.recipe import Recipe
+from engineworks.export.referee import Answers, Referee
 from engineworks.export.reference import float32_floor, noise_floor, rounded_trace
 from engineworks.export.samples import rows
 from engineworks.export.simplify import simplify
@@ -123,39 +125,85 @@ def prove(
         ExportError: a weight or a value beyond FP16's range, or a layer in another precision than asked.
         ParityError: a graph that does not answer as the original does.
     """
-    few = {name: rows(array, _within(_FLOOR_ROWS, recipe.batch)) for name, array in yardstick.inputs.items()}
-    plain, outputs = exported.graph.SerializeToString(), [value.name for value in exported.graph.graph.output]
-    if recipe.precision == "fp32":
-        check_realised(exported.graph, "fp32")
-        on_typed(plain)
-        rungs = _climb(plain, "onnx-fp32", outputs, yardstick, _float32_floors(exported, few, yardstick), say)
-        return Proven(exported.graph, plain, None, rungs, ())
-    kind: HalfType = recipe.precision
-    every = {name: rows(array, _within(len(array), recipe.batch)) for name, array in yardstick.inputs.items()}
-    notes = _check_ranges(exported.graph, plain, every) if kind == "fp16" else ()
-    typed = to_half(exported.graph, kind)
-    check(typed, tuple(yardstick.inputs), tuple(outputs))
-    check_realised(typed, kind)
-    content = typed.SerializeToString()
-    on_typed(content)
-    floors, half_floors = _floors(exported, few, yardstick, kind)
-    rungs = _climb(plain, "onnx-fp32", outputs, yardstick, floors, say)
-    cpu = _emulated(typed, kind)
-    rungs += _climb(cpu or content, f"onnx-{kind}{'-emulated' if cpu else ''}", outputs, yardstick, half_floors, say)
-    return Proven(typed, content, cpu, rungs, notes)
+    with Referee(yardstick.inputs) as referee:
+        ladder = _Ladder(exported, recipe, yardstick, referee, say)
+        return ladder.plain(on_typed) if recipe.precision == "fp32" else ladder.half(recipe.precision, on_typed)
 
 
-def _climb(
-    graph: bytes,
-    name: str,
-    outputs: Sequence[str],
-    yardstick: Yardstick,
-    floors: Floors,
-    say: Callable[[Rung], None],
-) -> tuple[Rung, ...]:
-    rungs = climb(graph, name, outputs, yardstick, floors)
-    say(rungs[-1])
-    return rungs
+@dataclass(frozen=True)
+class _Ladder:
+    """One proof: the referee runs graphs while PyTorch finds the floors that their answers are held to."""
+
+    exported: Exported
+    recipe: Recipe
+    yardstick: Yardstick
+    referee: Referee
+    say: Callable[[Rung], None]
+
+    def plain(self, on_typed: Callable[[bytes], None]) -> Proven:
+        """Prove the float32 graph."""
+        graph = self.exported.graph
+        check_realised(graph, "fp32")
+        content = graph.SerializeToString()
+        on_typed(content)
+        answers = self._answers(content)
+        rungs = self._climb(answers, "onnx-fp32", self._float32_floors())
+        return Proven(graph, content, None, rungs, ())
+
+    def half(self, kind: HalfType, on_typed: Callable[[bytes], None]) -> Proven:
+        """Cast the graph and prove both."""
+        graph = self.exported.graph
+        plain = graph.SerializeToString()
+        ranges = self._ranges(plain) if kind == "fp16" else None
+        plain_answers = self._answers(plain)
+        floors = self._half_floors(kind)
+        notes = _check_ranges(graph, ranges.result()) if ranges is not None else ()
+        typed = to_half(graph, kind)
+        check(typed, tuple(self.yardstick.inputs), tuple(self._outputs))
+        check_realised(typed, kind)
+        content = typed.SerializeToString()
+        on_typed(content)
+        cpu = _emulated(typed, kind)
+        answers = self._answers(cpu or content)
+        _check_carried(floors, kind)
+        rungs = self._climb(plain_answers, "onnx-fp32", self._gained(floors, kind))
+        name = f"onnx-{kind}{'-emulated' if cpu else ''}"
+        rungs += self._climb(answers, name, [(floor, f"{kind} rounding of the original") for floor in floors])
+        return Proven(typed, content, cpu, rungs, notes)
+
+    @property
+    def _outputs(self) -> list[str]:
+        return [value.name for value in self.exported.graph.graph.output]
+
+    def _answers(self, graph: bytes) -> Answers:
+        return self.referee.answers(graph, self._outputs, list(self.yardstick.answers))
+
+    def _ranges(self, graph: bytes) -> "Future[dict[str, float]]":
+        """Observe all samples, as few at once as the graph takes: each tensor of the graph stays in memory for them."""
+        count = max(len(array) for array in self.yardstick.inputs.values())
+        return self.referee.ranges(graph, _within(count, self.recipe.batch), self.recipe.batch.min)
+
+    def _climb(self, answers: Answers, name: str, floors: Floors) -> tuple[Rung, ...]:
+        rungs = climb(answers, name, self._outputs, self.yardstick, floors)
+        self.say(rungs[-1])
+        return rungs
+
+    def _float32_floors(self) -> Floors:
+        """Return the floors of float32 from a half type that can carry the network: FP16, or BF16 for its range."""
+        half = self._half_floors("fp16")
+        if all(floor >= _LEAST_DB for floor in half):
+            return self._gained(half, "fp16")
+        return self._gained(self._half_floors("bf16"), "bf16")
+
+    def _half_floors(self, kind: HalfType) -> list[float]:
+        size = _within(_FLOOR_ROWS, self.recipe.batch)
+        few = {name: rows(array, size) for name, array in self.yardstick.inputs.items()}
+        exact = self.yardstick.answers.get(size) or [rows(output, size) for output in self.yardstick.reference]
+        return noise_floor(self.exported.run, few, exact, kind)
+
+    def _gained(self, half: list[float], kind: HalfType) -> Floors:
+        words = f"{kind} rounding of the original, float32's bits gained, sums lost"
+        return [(float32_floor(floor, kind, self.exported.graph), words) for floor in half]
 
 
 def _emulated(typed: "ModelProto", kind: HalfType) -> bytes | None:
@@ -168,44 +216,21 @@ def _emulated(typed: "ModelProto", kind: HalfType) -> bytes | None:
     return content
 
 
-def _floors(exported: Exported, few: dict[str, Floats], yardstick: Yardstick, kind: HalfType) -> tuple[Floors, Floors]:
-    """Return the floors of float32 and of ``kind``, each with its source in words."""
-    half = _half_floors(exported, few, yardstick, kind)
-    if not all(floor >= _LEAST_DB for floor in half):
+def _check_carried(floors: list[float], kind: HalfType) -> None:
+    if not all(floor >= _LEAST_DB for floor in floors):
         raise ExportError(
-            f"{kind} cannot carry this network: rounding every tensor to it keeps {min(half):.1f} dB of its answers, "
+            f"{kind} cannot carry this network: rounding every tensor to it keeps {min(floors):.1f} dB of its answers, "
             f"{_LEAST_DB:.0f} are the least that means anything. Use {'--bf16 or ' if kind == 'fp16' else ''}--fp32."
         )
-    return _gained(exported, half, kind), [(floor, f"{kind} rounding of the original") for floor in half]
 
 
-def _float32_floors(exported: Exported, few: dict[str, Floats], yardstick: Yardstick) -> Floors:
-    """Return the floors of float32 alone, from a half type that can carry the network: FP16, or BF16 for its range."""
-    half = _half_floors(exported, few, yardstick, "fp16")
-    if all(floor >= _LEAST_DB for floor in half):
-        return _gained(exported, half, "fp16")
-    return _gained(exported, _half_floors(exported, few, yardstick, "bf16"), "bf16")
-
-
-def _half_floors(exported: Exported, few: dict[str, Floats], yardstick: Yardstick, kind: HalfType) -> list[float]:
-    size = len(next(iter(few.values())))
-    exact = yardstick.answers.get(size) or [rows(output, size) for output in yardstick.reference]
-    return noise_floor(exported.run, few, exact, kind)
-
-
-def _gained(exported: Exported, half: list[float], kind: HalfType) -> Floors:
-    words = f"{kind} rounding of the original, float32's bits gained, sums lost"
-    return [(float32_floor(floor, kind, exported.graph), words) for floor in half]
-
-
-def _check_ranges(graph: "ModelProto", content: bytes, few: dict[str, Floats]) -> tuple[str, ...]:
+def _check_ranges(graph: "ModelProto", ranges: dict[str, float]) -> tuple[str, ...]:
     """Refuse values that FP16 cannot hold, by layer; note those that come near its ends.
 
     Raises:
         ExportError: naming the first layer beyond, its module, and how far it goes.
     """
-    ranges, where = observe_ranges(content, few), modules(graph)
-    beyond = beyond_fp16(ranges)
+    where, beyond = modules(graph), beyond_fp16(ranges)
     if beyond:
         name, value = next(iter(beyond.items()))
         raise ExportError(

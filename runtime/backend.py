@@ -38,6 +38,7 @@ class OrtSession:
     def __init__(self, session: Any, backend: Backend) -> None:
         self.backend = backend
         self._session = session
+        self._options: tuple[Any, ...] = ()
 
     def run(self, inputs: dict[str, npt.NDArray[np.generic]], outputs: list[str]) -> list[npt.NDArray[np.generic]]:
         """Run the graph once; the arrays are already checked.
@@ -46,10 +47,19 @@ class OrtSession:
             BackendError: the provider failed; the message is its own.
         """
         try:
-            result: list[npt.NDArray[np.generic]] = self._session.run(outputs, inputs)
+            result: list[npt.NDArray[np.generic]] = self._session.run(outputs, inputs, *self._options)
         except Exception as error:  # onnxruntime raises its own unrelated classes
             raise BackendError(f"{self.backend.name} failed: {_first_line(error)}") from error
         return result
+
+    def allow_stop(self) -> None:
+        """Let ``stop`` end a run that is begun after this call."""
+        self._options = (_onnxruntime().RunOptions(),)
+
+    def stop(self) -> None:
+        """From any thread: let the run under way, and every later one, fail at its next node."""
+        for options in self._options:
+            options.terminate = True
 
     def close(self) -> None:
         """Free the session and its memory."""
