@@ -5,6 +5,7 @@ is found before it turns into an infinity: ONNX Runtime's own FP16 path on the C
 """
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +16,20 @@ LARGEST_FP16 = 65504.0
 SMALLEST_FP16 = 2.0**-14  # the smallest normal value (IEEE 754-2019, table 3.5): below it, bits are lost
 
 
-def observe_ranges(graph: bytes, inputs: Mapping[str, npt.NDArray[np.generic]], at_once: int = 0) -> dict[str, float]:
+def observe_ranges(
+    graph: bytes,
+    inputs: Mapping[str, npt.NDArray[np.generic]],
+    at_once: int = 0,
+    weights: Mapping[str, npt.NDArray[np.generic]] = MappingProxyType({}),
+) -> dict[str, float]:
     """Return tensor name → largest magnitude, in the order of the graph's nodes.
 
     Args:
         graph: a serialised float32 ONNX model.
         inputs: name → array, axis 0 the rows.
         at_once: so many rows are run at a time; memory holds every tensor of the graph for them. 0: all.
+
+        weights: the initializers that the graph refers to as external data, by name.
 
     Raises:
         BackendError: the graph does not load or run.
@@ -32,7 +40,7 @@ def observe_ranges(graph: bytes, inputs: Mapping[str, npt.NDArray[np.generic]], 
     shown = {value.name for value in model.graph.output}
     names = [name for node in model.graph.node for name in node.output if name]
     model.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in shown)  # types are inferred
-    session = open_session(model.SerializeToString(), "cpu")
+    session = open_session(model.SerializeToString(), "cpu", weights=weights)
     largest: dict[str, float] = {}
     for part in _parts(inputs, at_once):
         for name, value in zip(names, session.run(part, names), strict=True):

@@ -3,15 +3,18 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from engineworks.calibration import LARGEST_FP16, SMALLEST_FP16, beyond_fp16
+from engineworks.export.apart import Weights, part, whole, without_references
 from engineworks.export.clean import clean, modules
 from engineworks.export.emitter import CannotTranslate
-from engineworks.export.half import HalfType, to_half
+from engineworks.export.half import HalfType, half_weights, to_half
+from engineworks.export.memory import give_back_memory
 from engineworks.export.parity import Yardstick, climb
 from engineworks.export.pools import remove_empty_pools
 from engineworks.export.precision import check_realised
@@ -34,6 +37,7 @@ Floats = npt.NDArray[np.float32]
 Floors = list[tuple[float, str]]
 _FLOOR_ROWS = 4  # the floor's noise is averaged over every element of these rows' outputs
 _LEAST_DB = 20.0  # noise of a tenth of the answers: to be as good as that proves nothing
+_MUCH = 1 << 28  # bytes of weights: from here on memory is worth the moment that tidying takes
 _NEAR = 0.25  # of FP16's range: worth a note, for other inputs may go further
 
 
@@ -61,13 +65,14 @@ def export_graph(module: "nn.Module", inputs: dict[str, Floats], outputs: tuple[
 
     few = {name: rows(array, _within(2, recipe.batch)) for name, array in inputs.items()}
     examples = {name: torch.from_numpy(array) for name, array in few.items()}
-    exported = _by_best_route(module, examples, outputs, recipe)
+    exported, known = _by_best_route(module, examples, outputs, recipe)
     clean(exported.graph, recipe.model)
     remove_empty_pools(exported.graph)
     graph = simplify(exported.graph, recipe.simplify, few)
     clean(graph, recipe.model, known=modules(exported.graph))  # simplifiers drop what nodes carry, and leave marks
-    check(graph, tuple(inputs), outputs)
-    return replace(exported, graph=graph)
+    parted, weights = part(graph, known)
+    check(parted, tuple(inputs), outputs)
+    return replace(exported, graph=parted, weights=weights)
 
 
 def _within(wanted: int, batch: Batch) -> int:
@@ -76,14 +81,19 @@ def _within(wanted: int, batch: Batch) -> int:
 
 def _by_best_route(
     module: "nn.Module", examples: "dict[str, torch.Tensor]", outputs: tuple[str, ...], recipe: Recipe
-) -> Exported:
-    """Translate the module ourselves where that is certain; else take the stock route, and keep the reason."""
+) -> tuple[Exported, Weights]:
+    """Translate the module ourselves where that is certain; else take the stock route, and keep the reason.
+
+    Returns:
+        What was exported, and PyTorch's own arrays by name: weights of the graph may be found among them.
+    """
     try:
         graph, traced = translate(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset)
-        return Exported(graph, rounded_trace(traced), "fx translation")
+        known = {name: tensor.detach().numpy() for name, tensor in traced.named_parameters()}
+        return Exported(graph, rounded_trace(traced), "fx translation"), known
     except CannotTranslate as reason:
         exported = to_onnx(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset)
-        return replace(exported, route=f"{exported.route} (fx translation stops at {reason})")
+        return replace(exported, route=f"{exported.route} (fx translation stops at {reason})"), {}
 
 
 def check(graph: "ModelProto", inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
@@ -95,7 +105,7 @@ def check(graph: "ModelProto", inputs: tuple[str, ...], outputs: tuple[str, ...]
     from onnx import checker
 
     try:
-        checker.check_model(graph)
+        checker.check_model(without_references(graph))
     except checker.ValidationError as error:
         raise ExportError(f"the graph is not valid ONNX: {str(error).splitlines()[0]}") from error
     names = tuple(v.name for v in graph.graph.input), tuple(v.name for v in graph.graph.output)
@@ -125,6 +135,8 @@ def prove(
         ExportError: a weight or a value beyond FP16's range, or a layer in another precision than asked.
         ParityError: a graph that does not answer as the original does.
     """
+    if sum(array.nbytes for array in exported.weights.values()) > _MUCH:
+        give_back_memory()
     with Referee(yardstick.inputs) as referee:
         ladder = _Ladder(exported, recipe, yardstick, referee, say)
         return ladder.plain(on_typed) if recipe.precision == "fp32" else ladder.half(recipe.precision, on_typed)
@@ -144,7 +156,7 @@ class _Ladder:
         """Prove the float32 graph."""
         graph = self.exported.graph
         check_realised(graph, "fp32")
-        content = graph.SerializeToString()
+        content = whole(graph, self.exported.weights)
         on_typed(content)
         answers = self._answers(content)
         rungs = self._climb(answers, "onnx-fp32", self._float32_floors())
@@ -152,18 +164,20 @@ class _Ladder:
 
     def half(self, kind: HalfType, on_typed: Callable[[bytes], None]) -> Proven:
         """Cast the graph and prove both."""
-        graph = self.exported.graph
+        graph, weights = self.exported.graph, self.exported.weights
         plain = graph.SerializeToString()
         ranges = self._ranges(plain) if kind == "fp16" else None
-        plain_answers = self._answers(plain)
+        plain_answers = self._answers(plain, weights)
         floors = self._half_floors(kind)
         notes = _check_ranges(graph, ranges.result()) if ranges is not None else ()
         typed = to_half(graph, kind)
         check(typed, tuple(self.yardstick.inputs), tuple(self._outputs))
         check_realised(typed, kind)
-        content = typed.SerializeToString()
+        halves = half_weights(typed, weights, kind)
+        content = whole(typed, halves)
         on_typed(content)
-        cpu = _emulated(typed, kind)
+        cpu = _emulated(typed, halves, kind)
+        del halves
         answers = self._answers(cpu or content)
         _check_carried(floors, kind)
         rungs = self._climb(plain_answers, "onnx-fp32", self._gained(floors, kind))
@@ -175,13 +189,14 @@ class _Ladder:
     def _outputs(self) -> list[str]:
         return [value.name for value in self.exported.graph.graph.output]
 
-    def _answers(self, graph: bytes) -> Answers:
-        return self.referee.answers(graph, self._outputs, list(self.yardstick.answers))
+    def _answers(self, graph: bytes, weights: Weights = MappingProxyType({})) -> Answers:
+        return self.referee.answers(graph, self._outputs, list(self.yardstick.answers), weights)
 
     def _ranges(self, graph: bytes) -> "Future[dict[str, float]]":
         """Observe all samples, as few at once as the graph takes: each tensor of the graph stays in memory for them."""
         count = max(len(array) for array in self.yardstick.inputs.values())
-        return self.referee.ranges(graph, _within(count, self.recipe.batch), self.recipe.batch.min)
+        batch = self.recipe.batch
+        return self.referee.ranges(graph, self.exported.weights, _within(count, batch), batch.min)
 
     def _climb(self, answers: Answers, name: str, floors: Floors) -> tuple[Rung, ...]:
         rungs = climb(answers, name, self._outputs, self.yardstick, floors)
@@ -206,14 +221,13 @@ class _Ladder:
         return [(float32_floor(floor, kind, self.exported.graph), words) for floor in half]
 
 
-def _emulated(typed: "ModelProto", kind: HalfType) -> bytes | None:
+def _emulated(typed: "ModelProto", weights: Weights, kind: HalfType) -> bytes | None:
     """ONNX Runtime's CPU kernels know FP16, and no BF16 convolution."""
     if kind == "fp16":
         return None
     from engineworks.export.emulate import emulate
 
-    content: bytes = emulate(typed, kind).SerializeToString()
-    return content
+    return whole(emulate(typed, kind), weights)
 
 
 def _check_carried(floors: list[float], kind: HalfType) -> None:

@@ -6,12 +6,13 @@ start its imports a tenth of a second earlier, and hold Python, NumPy and ONNX R
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
 from engineworks.calibration import observe_ranges
+from engineworks.export.apart import Weights
 from engineworks.export.samples import rows
 from engineworks.runtime.backend import OrtSession, open_session
 
@@ -44,26 +45,29 @@ class Referee:
             session.stop()
         self._pool.shutdown(cancel_futures=self._stopped)
 
-    def ranges(self, graph: bytes, count: int, at_once: int) -> Future[dict[str, float]]:
+    def ranges(self, graph: bytes, weights: Weights, count: int, at_once: int) -> Future[dict[str, float]]:
         """Observe the largest magnitude of every tensor on the first ``count`` samples, so many rows at once."""
         few = {name: rows(array, count) for name, array in self._inputs.items()}
-        return self._pool.submit(observe_ranges, graph, few, at_once)
+        return self._pool.submit(observe_ranges, graph, few, at_once, weights)
 
-    def answers(self, graph: bytes, outputs: Sequence[str], sizes: Sequence[int]) -> Answers:
+    def answers(
+        self, graph: bytes, outputs: Sequence[str], sizes: Sequence[int], weights: Weights = MappingProxyType({})
+    ) -> Answers:
         """Run a graph at each batch size, its samples repeated or cut to it; an error comes with the first answer.
 
         Args:
             graph: a serialised ONNX model.
             outputs: the names of the outputs to give.
             sizes: the batch sizes, in the order in which they are run.
+            weights: those that lie beside the graph.
         """
-        opened = self._pool.submit(self._open, graph)
+        opened = self._pool.submit(self._open, graph, weights)
         answers = {size: self._pool.submit(self._run, opened, list(outputs), size) for size in sizes}
         self._pool.submit(self._close)
         return answers
 
-    def _open(self, graph: bytes) -> OrtSession:
-        session = open_session(graph, "cpu")
+    def _open(self, graph: bytes, weights: Weights) -> OrtSession:
+        session = open_session(graph, "cpu", weights=weights)
         session.allow_stop()
         self._session = session
         if self._stopped:  # while it was being opened

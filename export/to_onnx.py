@@ -11,9 +11,10 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from engineworks.export.apart import Weights
 from engineworks.export.fold import fold_batch_norm
 from engineworks.export.recipe import NEWEST_OPSET, OLDEST_OPSET
 from engineworks.export.reference import RoundedRun, rounded_program
@@ -28,11 +29,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Exported:
-    """A float32 graph, the original's rounded run (``reference.RoundedRun``), and how the graph was made, in words."""
+    """A float32 graph, the original's rounded run (``reference.RoundedRun``), and how the graph was made, in words.
+
+    ``weights`` are those that lie beside the graph (``apart.part``), else there are none.
+    """
 
     graph: "onnx.ModelProto"
     run: RoundedRun
     route: str
+    weights: Weights = field(default_factory=dict)
 
 
 def to_onnx(

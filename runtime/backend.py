@@ -5,8 +5,9 @@ asked first, and the opened session is asked afterwards.
 """
 
 import ctypes
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from engineworks.runtime.errors import BackendError
 
 Device = Literal["auto", "cuda", "cpu"]
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_PACKED = 1 << 28  # bytes of shared weights: up to here they may be copied once more, in the order that sums want
 _EXACT_CUDA = (_CUDA, {"use_tf32": "0"})  # else float32 layers round their operands to 11 bits, unsaid
 
 
@@ -35,9 +37,10 @@ class Backend:
 class OrtSession:
     """One ONNX Runtime session behind the contract that every backend keeps: ``run`` a dict, ``close``."""
 
-    def __init__(self, session: Any, backend: Backend) -> None:
+    def __init__(self, session: Any, backend: Backend, held: Sequence[Any] = ()) -> None:
         self.backend = backend
         self._session = session
+        self._held = held  # memory that the session reads and does not own
         self._options: tuple[Any, ...] = ()
 
     def run(self, inputs: dict[str, npt.NDArray[np.generic]], outputs: list[str]) -> list[npt.NDArray[np.generic]]:
@@ -64,10 +67,17 @@ class OrtSession:
     def close(self) -> None:
         """Free the session and its memory."""
         self._session = None
+        self._held = ()
 
 
 def open_session(
-    graph: bytes, device: Device = "auto", *, strict: bool = False, threads: int = 0, cpu_graph: bytes | None = None
+    graph: bytes,
+    device: Device = "auto",
+    *,
+    strict: bool = False,
+    threads: int = 0,
+    cpu_graph: bytes | None = None,
+    weights: Mapping[str, npt.NDArray[np.generic]] = MappingProxyType({}),
 ) -> OrtSession:
     """Open a graph on CUDA where it truly loads, else on the CPU.
 
@@ -77,6 +87,8 @@ def open_session(
         strict: with ``auto``, refuse to fall back to the CPU where a GPU is present.
         threads: CPU threads for one run; 0 lets ONNX Runtime choose.
         cpu_graph: the model that stands for it on the CPU, where that lacks kernels for the graph's types.
+        weights: with ``cpu``, the initializers that the graph refers to as external data, by name; their memory is
+            shared, not copied, and must not change while the session is open.
 
     Raises:
         BackendError: onnxruntime is absent, the graph does not load, or the device asked for does not work.
@@ -86,7 +98,7 @@ def open_session(
     ort = _onnxruntime()
     cpu_graph = graph if cpu_graph is None else cpu_graph
     if device == "cpu":
-        return _open_cpu(ort, cpu_graph, Backend("onnxruntime-cpu", "asked for"), threads)
+        return _open_cpu(ort, cpu_graph, Backend("onnxruntime-cpu", "asked for"), threads, weights)
     missing = _cuda_missing(ort)
     session, reason = (None, missing) if missing else _try_cuda(ort, graph, threads)
     if session is not None:
@@ -138,12 +150,24 @@ def _try_cuda(ort: ModuleType, graph: bytes, threads: int) -> tuple[Any | None, 
     return session, ""
 
 
-def _open_cpu(ort: ModuleType, graph: bytes, backend: Backend, threads: int) -> OrtSession:
+def _open_cpu(
+    ort: ModuleType,
+    graph: bytes,
+    backend: Backend,
+    threads: int,
+    weights: Mapping[str, npt.NDArray[np.generic]] = MappingProxyType({}),
+) -> OrtSession:
+    options = _options(ort, threads)
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    if values:
+        options.add_external_initializers(list(weights), values)
+    if sum(array.nbytes for array in weights.values()) > _PACKED:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        session = ort.InferenceSession(graph, _options(ort, threads), providers=[_CPU])
+        session = ort.InferenceSession(graph, options, providers=[_CPU])
     except Exception as error:
         raise BackendError(f"onnxruntime refuses the graph: {_first_line(error)}") from error
-    return OrtSession(session, backend)
+    return OrtSession(session, backend, values)
 
 
 def _options(ort: ModuleType, threads: int) -> Any:

@@ -53,7 +53,7 @@ def test_every_size_is_answered_with_the_samples_repeated_or_cut() -> None:
 
 def test_ranges_and_graphs_may_be_asked_for_one_after_the_other_and_are_run_in_that_order() -> None:
     with Referee({"x": X}) as referee:
-        ranges = referee.ranges(graph(2), 4, 1)
+        ranges = referee.ranges(graph(2), {}, 4, 1)
         first, second = (referee.answers(graph(repeat), ["y"], [2]) for repeat in (1, 3))
         assert ranges.result() == {"v0": X.max(), "y": X.max()}
         assert np.array_equal(first[2].result()[0], second[2].result()[0])
