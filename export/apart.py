@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Weights = Mapping[str, npt.NDArray[Any]]
 LARGE = 1 << 18  # bytes
+_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # fields of ModelProto, GraphProto and TensorProto, onnx.proto
+_LAST = 1 << 29  # no field has this number
+_BYTES = 2  # protobuf's type of a field that has a length
 
 
 def part(model: "ModelProto", known: Weights) -> "tuple[ModelProto, Weights]":
@@ -44,20 +47,43 @@ def part(model: "ModelProto", known: Weights) -> "tuple[ModelProto, Weights]":
 
 
 def whole(model: "ModelProto", weights: Weights) -> bytes:
-    """Serialise the graph with its weights inside, in the order in which it names them."""
-    from onnx import ModelProto, TensorProto
+    """Serialise the graph with its weights inside: the bytes that its own serialisation would give.
 
-    full = ModelProto()
-    _copy_but_weights(model, full)
+    The fields of a message stand in the order of their numbers, each behind its number, type and length
+    (protobuf.dev, "Encoding"); so a weight is put where it belongs without another copy of it being made.
+    """
+    graph = [_between(model.graph, 0, _INITIALIZER)]
     for tensor in model.graph.initializer:
-        if not is_reference(tensor):
-            full.graph.initializer.append(tensor)
-            continue
-        inside = full.graph.initializer.add()
-        inside.CopyFrom(TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type))
-        inside.raw_data = weights[tensor.name].tobytes()
-    content: bytes = full.SerializeToString()
+        content = [tensor.SerializeToString()]
+        if is_reference(tensor):
+            data = np.ascontiguousarray(weights[tensor.name]).reshape(-1).view(np.uint8).data
+            content = [_between(tensor, 0, _RAW_DATA), _before(_RAW_DATA, len(data)), data]
+        graph += [_before(_INITIALIZER, sum(map(len, content))), *content]
+    graph.append(_between(model.graph, _INITIALIZER + 1, _LAST))
+    inside = _before(_GRAPH, sum(map(len, graph)))
+    return b"".join([_between(model, 0, _GRAPH), inside, *graph, _between(model, _GRAPH + 1, _LAST)])
+
+
+def _between(message: Any, first: int, end: int) -> bytes:
+    """Serialise those fields of a message whose numbers lie in ``range(first, end)``."""
+    some = type(message)()
+    for field, value in message.ListFields():
+        if first <= field.number < end:
+            _copy_field(field.name, value, some)
+    content: bytes = some.SerializeToString()
     return content
+
+
+def _before(field: int, length: int) -> bytes:
+    """Return what stands before a field of that many bytes: its number and type, and the length, as varints."""
+    written = bytearray()
+    for number in (field << 3 | _BYTES, length):
+        rest = number
+        while rest > 0x7F:
+            written.append(rest & 0x7F | 0x80)
+            rest >>= 7
+        written.append(rest)
+    return bytes(written)
 
 
 def without_references(model: "ModelProto") -> "ModelProto":

@@ -135,10 +135,9 @@ def prove(
         ExportError: a weight or a value beyond FP16's range, or a layer in another precision than asked.
         ParityError: a graph that does not answer as the original does.
     """
-    if sum(array.nbytes for array in exported.weights.values()) > _MUCH:
-        give_back_memory()
     with Referee(yardstick.inputs) as referee:
         ladder = _Ladder(exported, recipe, yardstick, referee, say)
+        ladder.tidy()
         return ladder.plain(on_typed) if recipe.precision == "fp32" else ladder.half(recipe.precision, on_typed)
 
 
@@ -169,21 +168,28 @@ class _Ladder:
         ranges = self._ranges(plain) if kind == "fp16" else None
         plain_answers = self._answers(plain, weights)
         floors = self._half_floors(kind)
+        self.tidy()
         notes = _check_ranges(graph, ranges.result()) if ranges is not None else ()
         typed = to_half(graph, kind)
         check(typed, tuple(self.yardstick.inputs), tuple(self._outputs))
         check_realised(typed, kind)
         halves = half_weights(typed, weights, kind)
-        content = whole(typed, halves)
-        on_typed(content)
         cpu = _emulated(typed, halves, kind)
+        content = whole(typed, halves)
         del halves
+        self.tidy()
+        on_typed(content)
         answers = self._answers(cpu or content)
         _check_carried(floors, kind)
         rungs = self._climb(plain_answers, "onnx-fp32", self._gained(floors, kind))
         name = f"onnx-{kind}{'-emulated' if cpu else ''}"
         rungs += self._climb(answers, name, [(floor, f"{kind} rounding of the original") for floor in floors])
         return Proven(typed, content, cpu, rungs, notes)
+
+    def tidy(self) -> None:
+        """Free what the steps before left behind, where it is worth the moment that this takes."""
+        if sum(array.nbytes for array in self.exported.weights.values()) > _MUCH:
+            give_back_memory()
 
     @property
     def _outputs(self) -> list[str]:

@@ -19,6 +19,7 @@ from engineworks.runtime.backend import OrtSession, open_session
 Floats = npt.NDArray[np.float32]
 Answers = Mapping[int, Future[list[Floats]]]
 """By batch size, what a graph answers, as soon as it has."""
+_MUCH = 1 << 28  # bytes of weights: beyond, memory is worth more than the speed of a few runs
 
 
 class Referee:
@@ -67,7 +68,8 @@ class Referee:
         return answers
 
     def _open(self, graph: bytes, weights: Weights) -> OrtSession:
-        session = open_session(graph, "cpu", weights=weights)
+        lean = len(graph) + sum(array.nbytes for array in weights.values()) > _MUCH
+        session = open_session(graph, "cpu", weights=weights, lean=lean)
         session.allow_stop()
         self._session = session
         if self._stopped:  # while it was being opened

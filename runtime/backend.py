@@ -17,7 +17,6 @@ from engineworks.runtime.errors import BackendError
 
 Device = Literal["auto", "cuda", "cpu"]
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-_PACKED = 1 << 28  # bytes of shared weights: up to here they may be copied once more, in the order that sums want
 _EXACT_CUDA = (_CUDA, {"use_tf32": "0"})  # else float32 layers round their operands to 11 bits, unsaid
 
 
@@ -78,6 +77,7 @@ def open_session(
     threads: int = 0,
     cpu_graph: bytes | None = None,
     weights: Mapping[str, npt.NDArray[np.generic]] = MappingProxyType({}),
+    lean: bool = False,
 ) -> OrtSession:
     """Open a graph on CUDA where it truly loads, else on the CPU.
 
@@ -89,6 +89,8 @@ def open_session(
         cpu_graph: the model that stands for it on the CPU, where that lacks kernels for the graph's types.
         weights: with ``cpu``, the initializers that the graph refers to as external data, by name; their memory is
             shared, not copied, and must not change while the session is open.
+        lean: with ``cpu``, keep no second copy of the weights in the order that products like best; float32 sums then
+            differ in their last bits.
 
     Raises:
         BackendError: onnxruntime is absent, the graph does not load, or the device asked for does not work.
@@ -98,7 +100,7 @@ def open_session(
     ort = _onnxruntime()
     cpu_graph = graph if cpu_graph is None else cpu_graph
     if device == "cpu":
-        return _open_cpu(ort, cpu_graph, Backend("onnxruntime-cpu", "asked for"), threads, weights)
+        return _open_cpu(ort, cpu_graph, Backend("onnxruntime-cpu", "asked for"), threads, weights, lean)
     missing = _cuda_missing(ort)
     session, reason = (None, missing) if missing else _try_cuda(ort, graph, threads)
     if session is not None:
@@ -156,12 +158,13 @@ def _open_cpu(
     backend: Backend,
     threads: int,
     weights: Mapping[str, npt.NDArray[np.generic]] = MappingProxyType({}),
+    lean: bool = False,
 ) -> OrtSession:
     options = _options(ort, threads)
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     if values:
         options.add_external_initializers(list(weights), values)
-    if sum(array.nbytes for array in weights.values()) > _PACKED:
+    if lean:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         session = ort.InferenceSession(graph, options, providers=[_CPU])
