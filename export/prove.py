@@ -87,9 +87,12 @@ def _by_best_route(
     Returns:
         What was exported, and PyTorch's own arrays by name: weights of the graph may be found among them.
     """
+    import torch
+
     try:
         graph, traced = translate(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset)
-        known = {name: tensor.detach().numpy() for name, tensor in traced.named_parameters()}
+        held = ((name, tensor.detach()) for name, tensor in traced.named_parameters())
+        known = {name: tensor.numpy() for name, tensor in held if tensor.dtype == torch.float32}
         return Exported(graph, rounded_trace(traced), "fx translation"), known
     except CannotTranslate as reason:
         exported = to_onnx(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset)
