@@ -160,13 +160,15 @@ def finish(
         "graph",
         [info(name, shape) for name, shape in inputs.items()],
         [info(name, emitter.shapes[value]) for name, value in outputs.items()],
-        list(emitter.weights.values()),
         value_info=[info(name, emitter.shapes[name]) for name in made if name in emitter.shapes],
     )
     imports = [helper.make_opsetid("", opset)]
-    return helper.make_model(
+    model = helper.make_model(
         graph, opset_imports=imports, ir_version=helper.find_min_ir_version_for(imports), producer_name="engineworks"
     )
+    for name in list(emitter.weights):  # moved one by one: memory holds each of them once
+        model.graph.initializer.append(emitter.weights.pop(name))
+    return model
 
 
 def _rename_outputs(emitter: Emitter, inputs: Mapping[str, Any], outputs: Mapping[str, str]) -> None:

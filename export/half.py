@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from engineworks.export.apart import Weights, is_reference
 from engineworks.runtime.errors import ExportError
 
 if TYPE_CHECKING:
@@ -71,28 +72,46 @@ def _cast_initializers(model: "ModelProto", kind: HalfType, kept: set[str]) -> N
     from onnx import TensorProto
 
     for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and tensor.name not in kept:
+        if tensor.data_type != TensorProto.FLOAT or tensor.name in kept:
+            continue
+        if is_reference(tensor):
+            tensor.data_type = onnx_type(kind)
+        else:
             tensor.CopyFrom(_rounded(tensor, kind))
+
+
+def half_weights(model: "ModelProto", weights: Weights, kind: HalfType) -> Weights:
+    """Round the weights that lie beside a graph, as ``to_half`` rounds those inside.
+
+    Args:
+        model: what ``to_half`` returned.
+        weights: those of the float32 graph.
+        kind: the type that it was given.
+
+    Raises:
+        ExportError: a weight beyond the type's range, by name.
+    """
+    halves = {t.name for t in model.graph.initializer if is_reference(t) and t.data_type == onnx_type(kind)}
+    return {name: _round(name, array, kind) if name in halves else array for name, array in weights.items()}
 
 
 def _rounded(tensor: "TensorProto", kind: HalfType) -> "TensorProto":
     from onnx import TensorProto, numpy_helper
 
-    values = numpy_helper.to_array(tensor)
-    largest = float(np.abs(values).max()) if values.size else 0.0
-    if not largest <= _LARGEST[kind]:
-        raise ExportError(
-            f"weight {tensor.name}: its largest magnitude {largest:.3g} is beyond {kind} ({_LARGEST[kind]:.0f}). "
-            "Export with --bf16 or --fp32."
-        )
     rounded = TensorProto(name=tensor.name, dims=tensor.dims, data_type=onnx_type(kind))
-    rounded.raw_data = _round(values, kind).tobytes()
+    rounded.raw_data = _round(tensor.name, numpy_helper.to_array(tensor), kind).tobytes()
     return rounded
 
 
 def _round(
-    values: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]", kind: HalfType
+    name: str, values: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]", kind: HalfType
 ) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
+    largest = float(np.maximum(values.max(), -values.min())) if values.size else 0.0
+    if not largest <= _LARGEST[kind]:
+        raise ExportError(
+            f"weight {name}: its largest magnitude {largest:.3g} is beyond {kind} ({_LARGEST[kind]:.0f}). "
+            "Export with --bf16 or --fp32."
+        )
     if kind == "fp16":
         return values.astype(np.float16)
     import ml_dtypes

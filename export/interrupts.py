@@ -4,6 +4,7 @@ An interrupt that arrives inside the C++ start-up of torch or of a compiler's bi
 and no word; held back for that second, it is an ordinary KeyboardInterrupt.
 """
 
+import gc
 import signal
 import threading
 from collections.abc import Iterator
@@ -37,3 +38,5 @@ def import_tools() -> None:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import torch  # noqa: F401
+    if not gc.isenabled():  # the command: what the libraries made is never garbage, and need not be looked at again
+        gc.freeze()

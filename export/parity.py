@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engineworks.export.original import PYTORCH, TITLES
-from engineworks.export.probe import Probes, hold
-from engineworks.export.samples import rows
-from engineworks.runtime.backend import open_session
+from engineworks.export.probe import Probes
+from engineworks.export.referee import Answers
 from engineworks.runtime.compare import Agreement, agreement
 from engineworks.runtime.errors import ParityError
 from engineworks.runtime.manifest import Batch, Rung, Scores
@@ -46,16 +45,12 @@ def batches(batch: Batch) -> list[int]:
 
 
 def climb(
-    graph: bytes,
-    name: str,
-    outputs: Sequence[str],
-    yardstick: Yardstick,
-    floors: Sequence[tuple[float, str]],
+    answers: Answers, name: str, outputs: Sequence[str], yardstick: Yardstick, floors: Sequence[tuple[float, str]]
 ) -> tuple[Rung, ...]:
-    """Run a graph on the CPU at every batch size and compare each output with the original's.
+    """Compare what a graph answers at every batch size with what the original does, output by output.
 
     Args:
-        graph: a serialised ONNX model.
+        answers: the graph's, by batch size, as they come.
         name: the rung's name, such as ``onnx-fp16``.
         outputs: the names of the graph's outputs, in the order of the original's.
         yardstick: what the original answers.
@@ -63,22 +58,17 @@ def climb(
 
     Raises:
         ParityError: an output at a batch size is further from the original than the floor and its margin allow.
+        BackendError: the graph does not load or run.
     """
-    session = open_session(graph, "cpu")
     rungs = []
-    for batch, answers in yardstick.answers.items():
-        inputs: dict[str, npt.NDArray[np.generic]] = {
-            key: rows(value, batch) for key, value in yardstick.inputs.items()
-        }
-        results = session.run(inputs, list(outputs))
-        for output, expected, got, floor in zip(outputs, answers, results, floors, strict=True):
-            figures = agreement(expected, np.asarray(got, np.float32), yardstick.scores)
+    for batch, expected_all in yardstick.answers.items():
+        results = answers.by_batch[batch].result()
+        for output, expected, got, floor in zip(outputs, expected_all, results, floors, strict=True):
+            figures = agreement(expected, got, yardstick.scores)
             rung = _rung((name, yardstick.title), output, batch, figures, floor)
             _check(rung, figures, yardstick.probes)
             rungs.append(rung)
-    if name == "onnx-fp32" and yardstick.probes is not None:
-        hold(session, outputs, yardstick.probes, min(yardstick.answers), free=len(yardstick.answers) > 1)
-    session.close()
+    answers.checked.result()
     return tuple(rungs)
 
 

@@ -154,7 +154,7 @@ def _measure(
     given, batch = head.behind(samples) if head else samples, job.recipe.batch
     run = in_batches(original.run, batch.max) if batch.min == batch.max else original.run
     with users_code(job.source.model[0]):
-        probes = examine(run, original.module, given, batch)
+        probes = None if original.module is None else examine(run, original.module, given, batch)
         outputs = run_once(run, given)
         reference = list(outputs.values())
         check_alive(reference)

@@ -1,26 +1,32 @@
 """From a module to a typed graph that is proven: every step's post-condition, and the figures of every rung."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from engineworks.calibration import LARGEST_FP16, SMALLEST_FP16, beyond_fp16, observe_ranges
+from engineworks.calibration import LARGEST_FP16, SMALLEST_FP16, beyond_fp16
+from engineworks.export.apart import Weights, part, whole, without_references
 from engineworks.export.clean import clean, modules
 from engineworks.export.emitter import CannotTranslate
-from engineworks.export.half import HalfType, to_half
+from engineworks.export.half import HalfType, half_weights, to_half
 from engineworks.export.head import Head, with_head
+from engineworks.export.memory import give_back_memory
 from engineworks.export.parity import Yardstick, climb
 from engineworks.export.pools import remove_empty_pools
 from engineworks.export.precision import check_realised
+from engineworks.export.probe import hold
 from engineworks.export.recipe import Recipe
+from engineworks.export.referee import Answers, Referee
 from engineworks.export.reference import float32_floor, noise_floor, rounded_trace
 from engineworks.export.samples import rows
 from engineworks.export.simplify import simplify
 from engineworks.export.to_onnx import Exported, to_onnx
 from engineworks.export.translate import translate
-from engineworks.runtime.backend import open_session
+from engineworks.runtime.backend import OrtSession, open_session
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Batch, Rung
 
@@ -33,6 +39,7 @@ Array = npt.NDArray[Any]
 Floors = list[tuple[float, str]]
 _FLOOR_ROWS = 4  # the floor's noise is averaged over every element of these rows' outputs
 _LEAST_DB = 20.0  # noise of a tenth of the answers: to be as good as that proves nothing
+_MUCH = 1 << 28  # bytes of weights: from here on memory is worth the moment that tidying takes
 _NEAR = 0.25  # of FP16's range: worth a note, for other inputs may go further
 
 
@@ -64,7 +71,8 @@ def export_graph(
     import torch
 
     examples = {name: torch.from_numpy(array) for name, array in few_rows(inputs, recipe.batch).items()}
-    return finished(_by_best_route(module, examples, outputs, recipe), inputs, outputs, recipe)
+    exported, known = _by_best_route(module, examples, outputs, recipe)
+    return finished(exported, inputs, outputs, recipe, known)
 
 
 def few_rows(inputs: Mapping[str, Array], batch: Batch) -> dict[str, Array]:
@@ -72,8 +80,21 @@ def few_rows(inputs: Mapping[str, Array], batch: Batch) -> dict[str, Array]:
     return {name: rows(array, _within(2, batch)) for name, array in inputs.items()}
 
 
-def finished(exported: Exported, inputs: Mapping[str, Array], outputs: tuple[str, ...], recipe: Recipe) -> Exported:
-    """Clean and simplify a graph that a route gave, and check it with ONNX's own checker.
+def finished(
+    exported: Exported,
+    inputs: Mapping[str, Array],
+    outputs: tuple[str, ...],
+    recipe: Recipe,
+    known: Weights = MappingProxyType({}),
+) -> Exported:
+    """Clean and simplify a graph that a route gave, check it with ONNX's own checker, and take its large weights apart.
+
+    Args:
+        exported: what the route gave.
+        inputs: the samples, by the names that the graph's inputs should have.
+        outputs: the names that its outputs should have.
+        recipe: what was asked for.
+        known: arrays that may be weights of the graph, by name: memory then holds those once.
 
     Raises:
         ExportError: whatever the simplifier or the checker refuses.
@@ -83,8 +104,10 @@ def finished(exported: Exported, inputs: Mapping[str, Array], outputs: tuple[str
     remove_empty_pools(exported.graph)
     graph = simplify(exported.graph, recipe.simplify, few_rows(inputs, recipe.batch))
     clean(graph, name, known=modules(exported.graph))  # simplifiers drop what nodes carry, and leave marks
-    check(graph, tuple(inputs), outputs)
-    return replace(exported, graph=graph, simplifier="none" if recipe.simplify == "auto" else recipe.simplify)
+    parted, weights = part(graph, known)
+    check(parted, tuple(inputs), outputs)
+    simplifier = "none" if recipe.simplify == "auto" else recipe.simplify
+    return replace(exported, graph=parted, weights=weights, simplifier=simplifier)
 
 
 def _within(wanted: int, batch: Batch) -> int:
@@ -93,24 +116,31 @@ def _within(wanted: int, batch: Batch) -> int:
 
 def _by_best_route(
     module: "nn.Module", examples: "dict[str, torch.Tensor]", outputs: tuple[str, ...], recipe: Recipe
-) -> Exported:
+) -> tuple[Exported, Weights]:
     """Translate the module ourselves where that is certain; else take the stock route, and keep the reason.
+
+    Returns:
+        What was exported, and PyTorch's own arrays by name: weights of the graph may be found among them.
 
     Raises:
         ExportError: the recipe wants one route alone, and that refuses.
     """
+    import torch
+
     if recipe.route == "dynamo":
-        return to_onnx(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset)
+        return to_onnx(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset), {}
     try:
         graph, traced = translate(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset)
-        return Exported(graph, rounded_trace(traced), "fx translation")
+        held = ((name, tensor.detach()) for name, tensor in traced.named_parameters())
+        known = {name: tensor.numpy() for name, tensor in held if tensor.dtype == torch.float32}
+        return Exported(graph, rounded_trace(traced), "fx translation"), known
     except CannotTranslate as reason:
         if recipe.route == "fx":
             raise ExportError(
                 f"--route fx: our translation stops at {reason}. --route auto takes the other."
             ) from reason
         exported = to_onnx(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset)
-        return replace(exported, route=f"{exported.route} (fx translation stops at {reason})")
+        return replace(exported, route=f"{exported.route} (fx translation stops at {reason})"), {}
 
 
 def check(graph: "ModelProto", inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
@@ -122,7 +152,7 @@ def check(graph: "ModelProto", inputs: tuple[str, ...], outputs: tuple[str, ...]
     from onnx import checker
 
     try:
-        checker.check_model(graph)
+        checker.check_model(without_references(graph))
     except checker.ValidationError as error:
         raise ExportError(f"the graph is not valid ONNX: {str(error).splitlines()[0]}") from error
     names = tuple(v.name for v in graph.graph.input), tuple(v.name for v in graph.graph.output)
@@ -154,104 +184,148 @@ def prove(
         ExportError: a weight or a value beyond FP16's range, or a layer in another precision than asked.
         ParityError: a graph that does not answer as the original does.
     """
-    few = {name: rows(array, _within(_FLOOR_ROWS, recipe.batch)) for name, array in yardstick.inputs.items()}
-    outputs = [value.name for value in exported.graph.graph.output]
     if head is not None:
-        yardstick = _held_behind(exported.graph, outputs, yardstick)
-    whole = with_head(exported.graph, head)
-    plain = whole.SerializeToString()
-    if recipe.precision == "fp32":
-        check_realised(whole, "fp32")
-        on_typed(plain)
-        rungs = _climb(plain, "onnx-fp32", outputs, yardstick, _float32_floors(exported, few, yardstick), say)
-        return Proven(whole, plain, None, rungs, (), exported.route, exported.simplifier)
-    kind: HalfType = recipe.precision
-    every = {name: rows(array, _within(len(array), recipe.batch)) for name, array in yardstick.inputs.items()}
-    notes = _check_ranges(exported.graph, plain, every) if kind == "fp16" else ()
-    typed = with_head(to_half(exported.graph, kind), head)
-    check(typed, tuple(yardstick.inputs), tuple(outputs))
-    check_realised(typed, kind)
-    content = typed.SerializeToString()
-    on_typed(content)
-    floors, half_floors = _floors(exported, few, yardstick, kind)
-    rungs = _climb(plain, "onnx-fp32", outputs, yardstick, floors, say)
-    cpu = _emulated(typed, kind)
-    rungs += _climb(cpu or content, f"onnx-{kind}{'-emulated' if cpu else ''}", outputs, yardstick, half_floors, say)
-    return Proven(typed, content, cpu, rungs, notes, exported.route, exported.simplifier)
+        yardstick = _held_behind(exported, yardstick)
+    with Referee(yardstick.inputs) as referee:
+        ladder = _Ladder(exported, recipe, yardstick, referee, say, head)
+        ladder.tidy()
+        return ladder.plain(on_typed) if recipe.precision == "fp32" else ladder.half(recipe.precision, on_typed)
 
 
-def _held_behind(graph: "ModelProto", outputs: list[str], yardstick: Yardstick) -> Yardstick:
+def _held_behind(exported: Exported, yardstick: Yardstick) -> Yardstick:
     """Hold the probes, which are what stands behind a head, against the graph without it; they are then done with."""
-    from engineworks.export.probe import hold
-
     if yardstick.probes is not None:
-        session = open_session(graph.SerializeToString(), "cpu")
-        sizes = yardstick.answers
+        session = open_session(exported.graph.SerializeToString(), "cpu", weights=exported.weights)
+        outputs, sizes = [value.name for value in exported.graph.graph.output], yardstick.answers
         hold(session, outputs, yardstick.probes, min(sizes), free=len(sizes) > 1)
+        session.close()
     return replace(yardstick, probes=None)
 
 
-def _climb(
-    graph: bytes,
-    name: str,
-    outputs: Sequence[str],
-    yardstick: Yardstick,
-    floors: Floors,
-    say: Callable[[Rung], None],
-) -> tuple[Rung, ...]:
-    rungs = climb(graph, name, outputs, yardstick, floors)
-    say(rungs[-1])
-    return rungs
+@dataclass(frozen=True)
+class _Ladder:
+    """One proof: the referee runs graphs while PyTorch finds the floors that their answers are held to."""
+
+    exported: Exported
+    recipe: Recipe
+    yardstick: Yardstick
+    referee: Referee
+    say: Callable[[Rung], None]
+    head: Head | None
+
+    def plain(self, on_typed: Callable[[bytes], None]) -> Proven:
+        """Prove the float32 graph."""
+        graph = with_head(self.exported.graph, self.head)
+        check_realised(graph, "fp32")
+        content = whole(graph, self.exported.weights)
+        on_typed(content)
+        answers = self._answers(content, check=self._hold)
+        rungs = self._climb(answers, "onnx-fp32", self._float32_floors())
+        return self._proven(graph, content, None, rungs, ())
+
+    def half(self, kind: HalfType, on_typed: Callable[[bytes], None]) -> Proven:
+        """Cast the graph and prove both."""
+        graph, weights = with_head(self.exported.graph, self.head), self.exported.weights
+        plain = graph.SerializeToString()
+        ranges = self._ranges(plain) if kind == "fp16" else None
+        plain_answers = self._answers(plain, weights, check=self._hold)
+        floors = self._half_floors(kind)
+        self.tidy()
+        notes = _check_ranges(graph, ranges.result()) if ranges is not None else ()
+        typed = with_head(to_half(self.exported.graph, kind), self.head)
+        check(typed, tuple(self.yardstick.inputs), tuple(self._outputs))
+        check_realised(typed, kind)
+        halves = half_weights(typed, weights, kind)
+        cpu = _emulated(typed, halves, kind)
+        content = whole(typed, halves)
+        del halves
+        self.tidy()
+        on_typed(content)
+        answers = self._answers(cpu or content)
+        _check_carried(floors, kind)
+        rungs = self._climb(plain_answers, "onnx-fp32", self._gained(floors, kind))
+        name = f"onnx-{kind}{'-emulated' if cpu else ''}"
+        rungs += self._climb(answers, name, [(floor, f"{kind} rounding of the original") for floor in floors])
+        return self._proven(typed, content, cpu, rungs, notes)
+
+    def _proven(
+        self, graph: "ModelProto", content: bytes, cpu: bytes | None, rungs: tuple[Rung, ...], notes: tuple[str, ...]
+    ) -> Proven:
+        return Proven(graph, content, cpu, rungs, notes, self.exported.route, self.exported.simplifier)
+
+    def _hold(self, session: OrtSession) -> None:
+        """Hold the float32 graph against what the original answers to inputs unlike the samples."""
+        if self.yardstick.probes is not None:
+            sizes = self.yardstick.answers
+            hold(session, self._outputs, self.yardstick.probes, min(sizes), free=len(sizes) > 1)
+
+    def tidy(self) -> None:
+        """Free what the steps before left behind, where it is worth the moment that this takes."""
+        if sum(array.nbytes for array in self.exported.weights.values()) > _MUCH:
+            give_back_memory()
+
+    @property
+    def _outputs(self) -> list[str]:
+        return [value.name for value in self.exported.graph.graph.output]
+
+    def _answers(
+        self, graph: bytes, weights: Weights = MappingProxyType({}), check: Callable[[OrtSession], None] | None = None
+    ) -> Answers:
+        return self.referee.answers(graph, self._outputs, list(self.yardstick.answers), weights, check)
+
+    def _ranges(self, graph: bytes) -> "Future[dict[str, float]]":
+        """Observe all samples, as few at once as the graph takes: each tensor of the graph stays in memory for them."""
+        count = max(len(array) for array in self.yardstick.inputs.values())
+        batch = self.recipe.batch
+        return self.referee.ranges(graph, self.exported.weights, _within(count, batch), batch.min)
+
+    def _climb(self, answers: Answers, name: str, floors: Floors) -> tuple[Rung, ...]:
+        rungs = climb(answers, name, self._outputs, self.yardstick, floors)
+        self.say(rungs[-1])
+        return rungs
+
+    def _float32_floors(self) -> Floors:
+        """Return the floors of float32 from a half type that can carry the network: FP16, or BF16 for its range."""
+        half = self._half_floors("fp16")
+        if all(floor >= _LEAST_DB for floor in half):
+            return self._gained(half, "fp16")
+        return self._gained(self._half_floors("bf16"), "bf16")
+
+    def _half_floors(self, kind: HalfType) -> list[float]:
+        size = _within(_FLOOR_ROWS, self.recipe.batch)
+        few = {name: rows(array, size) for name, array in self.yardstick.inputs.items()}
+        exact = self.yardstick.answers.get(size) or [rows(output, size) for output in self.yardstick.reference]
+        return noise_floor(self.exported.run, few, exact, kind)
+
+    def _gained(self, half: list[float], kind: HalfType) -> Floors:
+        words = f"{kind} rounding of the original, float32's bits gained, sums lost"
+        return [(float32_floor(floor, kind, self.exported.graph), words) for floor in half]
 
 
-def _emulated(typed: "ModelProto", kind: HalfType) -> bytes | None:
+def _emulated(typed: "ModelProto", weights: Weights, kind: HalfType) -> bytes | None:
     """ONNX Runtime's CPU kernels know FP16, and no BF16 convolution."""
     if kind == "fp16":
         return None
     from engineworks.export.emulate import emulate
 
-    content: bytes = emulate(typed, kind).SerializeToString()
-    return content
+    return whole(emulate(typed, kind), weights)
 
 
-def _floors(exported: Exported, few: dict[str, Array], yardstick: Yardstick, kind: HalfType) -> tuple[Floors, Floors]:
-    """Return the floors of float32 and of ``kind``, each with its source in words."""
-    half = _half_floors(exported, few, yardstick, kind)
-    if not all(floor >= _LEAST_DB for floor in half):
+def _check_carried(floors: list[float], kind: HalfType) -> None:
+    if not all(floor >= _LEAST_DB for floor in floors):
         raise ExportError(
-            f"{kind} cannot carry this network: rounding every tensor to it keeps {min(half):.1f} dB of its answers, "
+            f"{kind} cannot carry this network: rounding every tensor to it keeps {min(floors):.1f} dB of its answers, "
             f"{_LEAST_DB:.0f} are the least that means anything. Use {'--bf16 or ' if kind == 'fp16' else ''}--fp32."
         )
-    return _gained(exported, half, kind), [(floor, f"{kind} rounding of the original") for floor in half]
 
 
-def _float32_floors(exported: Exported, few: dict[str, Array], yardstick: Yardstick) -> Floors:
-    """Return the floors of float32 alone, from a half type that can carry the network: FP16, or BF16 for its range."""
-    half = _half_floors(exported, few, yardstick, "fp16")
-    if all(floor >= _LEAST_DB for floor in half):
-        return _gained(exported, half, "fp16")
-    return _gained(exported, _half_floors(exported, few, yardstick, "bf16"), "bf16")
-
-
-def _half_floors(exported: Exported, few: dict[str, Array], yardstick: Yardstick, kind: HalfType) -> list[float]:
-    size = len(next(iter(few.values())))
-    exact = yardstick.answers.get(size) or [rows(output, size) for output in yardstick.reference]
-    return noise_floor(exported.run, few, exact, kind)
-
-
-def _gained(exported: Exported, half: list[float], kind: HalfType) -> Floors:
-    words = f"{kind} rounding of the original, float32's bits gained, sums lost"
-    return [(float32_floor(floor, kind, exported.graph), words) for floor in half]
-
-
-def _check_ranges(graph: "ModelProto", content: bytes, few: dict[str, Array]) -> tuple[str, ...]:
+def _check_ranges(graph: "ModelProto", ranges: dict[str, float]) -> tuple[str, ...]:
     """Refuse values that FP16 cannot hold, by layer; note those that come near its ends.
 
     Raises:
         ExportError: naming the first layer beyond, its module, and how far it goes.
     """
-    ranges, where = observe_ranges(content, few), modules(graph)
-    beyond = beyond_fp16(ranges)
+    where, beyond = modules(graph), beyond_fp16(ranges)
     if beyond:
         name, value = next(iter(beyond.items()))
         raise ExportError(

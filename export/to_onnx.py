@@ -12,9 +12,10 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from engineworks.export.apart import Weights
 from engineworks.export.blame import Guards, at, guards, node_line, user_line
 from engineworks.export.fold import fold_batch_norm
 from engineworks.export.program_checks import check_program
@@ -34,12 +35,14 @@ class Exported:
     """A float32 graph, the original's rounded run (``reference.RoundedRun``), and how the graph was made, in words.
 
     ``simplifier`` is the library that simplified it, or ``none``.
+    ``weights`` are those that lie beside the graph (``apart.part``), else there are none.
     """
 
     graph: "onnx.ModelProto"
     run: RoundedRun
     route: str
     simplifier: str = "none"
+    weights: Weights = field(default_factory=dict)
 
 
 def to_onnx(

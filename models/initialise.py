@@ -61,10 +61,10 @@ def materialise(module: nn.Module) -> list[nn.Module]:
         parameters = [(name, value) for name, value in part.named_parameters(recurse=False) if value.is_meta]
         buffers = [(name, value) for name, value in part.named_buffers(recurse=False) if value.is_meta]
         for name, parameter in parameters:
-            empty = torch.empty_like(parameter, device="cpu")
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype)  # empty_like of a meta tensor imports sympy
             setattr(part, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
         for name, buffer in buffers:
-            setattr(part, name, torch.zeros_like(buffer, device="cpu"))
+            setattr(part, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
         if parameters or buffers:
             owners.append(part)
     return owners

@@ -4,7 +4,12 @@ An engine made for this GPU comes first (TensorRT, then TensorRT-RTX), then ONNX
 NVIDIA driver is asked before any of them is touched. Whatever is passed over is named, with the reason.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy.typing as npt
 
 from engineworks.runtime import ort_session
 from engineworks.runtime.bundle import GRAPH, Bundle
@@ -27,6 +32,7 @@ from engineworks.runtime.protocol import (
 )
 
 __all__ = [
+    "ENGINES",
     "Backend",
     "BackendName",
     "BackendSession",
@@ -35,13 +41,14 @@ __all__ = [
     "OrtSession",
     "Speed",
     "Tuning",
+    "check_choice",
     "open_bundle_session",
     "open_session",
     "parse_device",
 ]
 
-_ENGINES = ("tensorrt", "rtx")
-_NAMES = ("auto", "onnxruntime", *_ENGINES)
+ENGINES = ("tensorrt", "rtx")
+_NAMES = ("auto", "onnxruntime", *ENGINES)
 
 
 def open_session(
@@ -52,6 +59,8 @@ def open_session(
     threads: int = 0,
     cpu_graph: bytes | None = None,
     optimise: bool = True,
+    weights: Mapping[str, npt.NDArray[Any]] = MappingProxyType({}),
+    lean: bool = False,
 ) -> OrtSession:
     """Open a graph with ONNX Runtime: on CUDA where it truly loads, else on the CPU.
 
@@ -62,6 +71,10 @@ def open_session(
         threads: CPU threads for one run; 0 lets ONNX Runtime choose.
         cpu_graph: the model that stands for it on the CPU, where that lacks kernels for the graph's types.
         optimise: with ``cpu``, False runs every node as it is written.
+        weights: with ``cpu``, the initializers that the graph refers to as external data, by name; their memory is
+            shared, not copied, and must not change while the session is open.
+        lean: with ``cpu``, keep no second copy of the weights in the order that products like best; float32 sums then
+            differ in their last bits.
 
     Raises:
         BackendError: onnxruntime is absent, the graph does not load, or the device asked for does not work.
@@ -69,7 +82,7 @@ def open_session(
     place = parse_device(device)
     on_cpu = graph if cpu_graph is None else cpu_graph
     if place.kind == "cpu":
-        return ort_session.open_cpu(on_cpu, Backend("onnxruntime-cpu", "asked for"), threads, optimise)
+        return ort_session.open_cpu(on_cpu, Backend("onnxruntime-cpu", "asked for"), threads, optimise, weights, lean)
     missing, gpu = ort_session.cuda_missing(), probe_gpu(place.index)
     return _open_graph(_Graphs(graph, on_cpu, threads), place, gpu, strict=strict, missing=missing)
 
@@ -130,8 +143,7 @@ def open_bundle_session(
         BundleError: a file is damaged or edited.
         BackendError: what was asked for does not work here; the message says why, and the mend.
     """
-    place = parse_device(device)
-    _check_names(backend, place)
+    place = check_choice(backend, device)
     tuning = check_tuning(Tuning(contexts, max_batch, speed))
     cpu = str(bundle.manifest.graph.get("cpu", GRAPH))  # stands for the typed graph where the CPU lacks its kernels
     if place.kind == "cpu":
@@ -140,7 +152,7 @@ def open_bundle_session(
     gpu = probe_gpu(place.index)
     candidates = _candidates(bundle, gpu, backend)
     wanted = {record.file for _, record, problem in candidates if record and not problem}
-    files = read_checked(bundle, wanted if backend in _ENGINES else wanted | {GRAPH, cpu})
+    files = read_checked(bundle, wanted if backend in ENGINES else wanted | {GRAPH, cpu})
     passed_over: tuple[str, ...] = ()
     for flavour, record, problem in candidates:
         if record is None or problem:
@@ -152,7 +164,7 @@ def open_bundle_session(
         passed_over = (*passed_over, f"{flavour}: {opened}")
         if strict and record is not None:
             raise BackendError(f"strict: the bundle has an engine for this GPU, and {'; '.join(passed_over)}")
-    if backend in _ENGINES:
+    if backend in ENGINES:
         raise BackendError("; ".join(passed_over))
     graphs = _Graphs(files[GRAPH], files[cpu], threads)
     missing = ort_session.cuda_missing()
@@ -192,13 +204,20 @@ def _candidates(bundle: Bundle, gpu: Gpu, backend: BackendName) -> list[tuple[st
     return found
 
 
-def _check_names(backend: str, place: Place) -> None:
+def check_choice(backend: str, device: Device) -> Place:
+    """Hold a backend and a device against each other; return the place.
+
+    Raises:
+        BackendError: a name that there is not, or an engine on the CPU.
+    """
+    place = parse_device(device)
     if backend not in _NAMES:
         raise BackendError(f"backend: expected one of {', '.join(_NAMES)}, got {backend!r}.")
-    if backend in _ENGINES and place.kind == "cpu":
+    if backend in ENGINES and place.kind == "cpu":
         raise BackendError(
             f"backend {backend} runs on a GPU alone, and device='cpu' was asked for. Leave one of them out."
         )
+    return place
 
 
 def read_checked(bundle: Bundle, wanted: set[str]) -> dict[str, bytes]:

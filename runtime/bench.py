@@ -12,10 +12,10 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from engineworks.runtime.backend import Device
+from engineworks.runtime.backend import BackendName, Device
 from engineworks.runtime.command import Progress, leave, status_of
 from engineworks.runtime.errors import BackendError, EngineworksError, InputError
-from engineworks.runtime.session import BACKENDS, Session, load
+from engineworks.runtime.session import Session, load
 from engineworks.runtime.stats import quantile
 
 Array = npt.NDArray[Any]
@@ -100,12 +100,11 @@ def sessions(path: str, device: Device, op_threads: int, passed_over: list[str])
         BundleError: it is none, or damaged: then no backend is at fault.
     """
     devices: tuple[Device, ...] = ("cuda", "cpu") if device == "auto" else (device,)
-    for backend in BACKENDS:
-        if backend == "auto":
-            continue
+    backends: tuple[BackendName, ...] = ("tensorrt", "rtx", "onnxruntime")
+    for backend in backends:
         for place in devices if backend == "onnxruntime" else devices[:1]:
             try:
-                session = load(path, device=place, backend=backend, threads=op_threads)  # type: ignore[arg-type]
+                session = load(path, device=place, backend=backend, threads=op_threads)
             except BackendError as error:
                 passed_over.append(str(error))
             else:

@@ -25,7 +25,10 @@ _LOOK_AGAIN = 0.002  # seconds
 class Runner(Protocol):
     """What ``open_session`` returns: it runs arrays that are already checked, in any thread."""
 
-    backend: Backend
+    @property
+    def backend(self) -> Backend:
+        """What it is, and why."""
+        ...
 
     def run(self, inputs: dict[str, npt.NDArray[np.generic]], outputs: list[str]) -> list[npt.NDArray[np.generic]]:
         """Run the graph once."""

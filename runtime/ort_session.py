@@ -8,7 +8,7 @@ the cheapest way (a binding costs 30 µs more on the CPU); arrays on a GPU are b
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,12 @@ _LOST = re.compile(r"(?:CUDA|CUDNN|CUBLAS)\w* (?:failure|error) (?!2\b)\d+", re.
 class OrtSession:
     """One ONNX Runtime session behind the contract that every backend keeps."""
 
-    def __init__(self, session: Any, backend: Backend, gpu: int | None = None) -> None:
+    def __init__(self, session: Any, backend: Backend, gpu: int | None = None, held: Sequence[Any] = ()) -> None:
         self.backend = backend
         self.device = "cpu" if gpu is None else f"cuda:{gpu}"
         self._session, self._index = session, gpu
+        self._held = held  # memory that the session reads and does not own
+        self._options: tuple[Any, ...] = ()
         self._dead = ""
         self._arrivals: tuple[cuda.Device, int] | None = None  # the stream on which arrays of the GPU arrive
         self._lock = threading.Lock()
@@ -42,7 +44,7 @@ class OrtSession:
         session = self._opened()
         try:
             if all(isinstance(array, np.ndarray) for array in inputs.values()):
-                result: list[Array] = session.run(outputs, inputs)
+                result: list[Array] = session.run(outputs, inputs, *self._options)
                 return result
             return [value.numpy() for value in self._bound(session, inputs, outputs, "cpu")]
         except (BackendError, InputError):
@@ -65,10 +67,19 @@ class OrtSession:
         except Exception as error:  # as above
             raise self._failed(error) from error
 
+    def allow_stop(self) -> None:
+        """Let ``stop`` end a run of host arrays that is begun after this call."""
+        self._options = (onnxruntime().RunOptions(),)
+
+    def stop(self) -> None:
+        """From any thread: let the run under way, and every later one, fail at its next node."""
+        for options in self._options:
+            options.terminate = True
+
     def close(self) -> None:
         """Let go of the session; its memory is freed with the last call in flight."""
         with self._lock:
-            arrivals, self._arrivals, self._session = self._arrivals, None, None
+            arrivals, self._arrivals, self._session, self._held = self._arrivals, None, None, ()
         if arrivals is not None and not self._dead:
             gpu, stream = arrivals
             with gpu.current():
@@ -129,8 +140,15 @@ class OrtSession:
             return self._arrivals
 
 
-def open_cpu(graph: bytes, backend: Backend, threads: int = 0, optimise: bool = True) -> OrtSession:
-    """Open a graph on the CPU; ``optimise`` False runs every node as it is written.
+def open_cpu(
+    graph: bytes,
+    backend: Backend,
+    threads: int = 0,
+    optimise: bool = True,
+    weights: Mapping[str, Array] = MappingProxyType({}),
+    lean: bool = False,
+) -> OrtSession:
+    """Open a graph on the CPU; the arguments are those of ``backend.open_session``.
 
     Raises:
         BackendError: onnxruntime is absent, or refuses the graph.
@@ -140,11 +158,16 @@ def open_cpu(graph: bytes, backend: Backend, threads: int = 0, optimise: bool = 
     options.log_severity_level = 4  # what fails is raised; its log would say that again, in colour
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    if values:
+        options.add_external_initializers(list(weights), values)
+    if lean:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         session = ort.InferenceSession(graph, options, providers=[CPU])
     except Exception as error:
         raise BackendError(f"onnxruntime refuses the graph: {first_line(error)}") from error
-    return OrtSession(session, backend)
+    return OrtSession(session, backend, held=values)
 
 
 def cuda_missing() -> str:

@@ -16,17 +16,26 @@ from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from engineworks.runtime.arrays import Give, SupportsDLPack, giver, kept
-from engineworks.runtime.backend import Backend, Device, open_session
+from engineworks.runtime.backend import (
+    ENGINES,
+    Backend,
+    BackendName,
+    Device,
+    check_choice,
+    open_bundle_session,
+    open_session,
+)
 from engineworks.runtime.batcher import Batcher
 from engineworks.runtime.bundle import GRAPH, Bundle, open_bundle
 from engineworks.runtime.checks import Contract, Nan, checked, contract, named, plain_rows
 from engineworks.runtime.classify import Prediction, predictions, softmax
+from engineworks.runtime.cuda import probe_gpu
 from engineworks.runtime.errors import BackendError, BundleError, DeadlineError, InputError
 from engineworks.runtime.inflight import InFlight, Runner
 from engineworks.runtime.manifest import Manifest, Tensor
@@ -37,8 +46,6 @@ from engineworks.runtime.stats import Stats, Tally
 __all__ = ["Prediction", "Session", "load", "softmax"]
 
 Array = npt.NDArray[Any]
-Choice = Literal["auto", "onnxruntime"]
-BACKENDS = ("auto", "onnxruntime")
 _QUEUE = 1024
 
 
@@ -337,7 +344,7 @@ def load(
     path: Path | str,
     *,
     device: Device = "auto",
-    backend: Choice = "auto",
+    backend: BackendName = "auto",
     strict: bool = False,
     threads: int = 0,
     contexts: int = 2,
@@ -348,11 +355,11 @@ def load(
 
     Args:
         path: the folder that export-model wrote.
-        device: ``auto``, ``cuda`` or ``cpu``.
-        backend: ``auto`` takes the best that runs here; ``onnxruntime`` takes that one or fails.
-        strict: refuse to fall back to the CPU where a GPU is present.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        backend: ``auto`` takes the best that runs here; ``onnxruntime``, ``tensorrt``, ``rtx`` take that one or fail.
+        strict: refuse to pass over an engine made for this GPU, and to fall back to the CPU where a GPU is present.
         threads: CPU threads for one run; 0 lets ONNX Runtime choose.
-        contexts: how many batches of ``submit`` and ``ainfer`` may be under way at once.
+        contexts: how many batches of ``submit`` and ``ainfer``, and calls on an engine, may be under way at once.
         max_batch: the largest batch of one run, within the bundle's own; None for the bundle's largest.
         nan: ``pass`` hands NaN and infinity on to the network, ``refuse`` makes an InputError of them.
 
@@ -364,21 +371,31 @@ def load(
         BackendError: nothing can run it here, what was asked for does not work, or the memory does not suffice.
         InputError: ``max_batch`` lies outside the bundle's sizes, or ``nan`` is neither of the two.
     """
-    if backend not in BACKENDS:
-        raise BackendError(f"backend: expected {' or '.join(BACKENDS)}, got {backend!r}; no other runs bundles yet.")
     if contexts < 1:
         raise BackendError(f"contexts: expected 1 or more, got {contexts}.")
     bundle = open_bundle(path)
     rules = contract(bundle.manifest.inputs, bundle.manifest.batch, max_batch, nan)
     try:
-        runner = _open(bundle, device, strict=strict, threads=threads)
+        place = check_choice(backend, device)
+        if backend in ENGINES or (place.kind != "cpu" and probe_gpu(place.index).target):
+            runner: Runner = open_bundle_session(
+                bundle,
+                device=device,
+                backend=backend,
+                strict=strict,
+                contexts=contexts,
+                max_batch=max_batch,
+                threads=threads,
+            )
+        else:
+            runner = _open(bundle, device, strict=strict, threads=threads)
     except MemoryError as error:
         raise BackendError(f"bundle {bundle.manifest.name}: out of memory while it was opened. Free some.") from error
     return Session(bundle, runner, rules=rules, contexts=contexts)
 
 
 def _open(bundle: Bundle, device: Device, *, strict: bool, threads: int) -> Runner:
-    """Check every file of the bundle, then let the backend open its graph."""
+    """Check every file of the bundle, then let ONNX Runtime open its graph; where there is no GPU, this is quickest."""
     cpu = str(bundle.manifest.graph.get("cpu", GRAPH))  # stands for the typed graph where the CPU lacks its kernels
     _import_meanwhile()
     with ExitStack() as stack:

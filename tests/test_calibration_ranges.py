@@ -89,3 +89,19 @@ def test_the_limit_itself_is_not_beyond() -> None:
 def test_an_empty_tensor_has_no_magnitude() -> None:
     content = graph([helper.make_node("Relu", ["x"], ["y"])], [info("y", "n", 2)])
     assert observe_ranges(content, {"x": np.zeros((0, 2), np.float32)}) == {"y": 0}
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 5, 9])
+def test_the_rows_may_be_run_a_few_at_once(at_once: int) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 2)).astype(np.float32)
+    whole, parts = observe_ranges(SMALL, {"x": x}), observe_ranges(SMALL, {"x": x}, at_once)
+    # the sum runs over all rows of a part: it alone depends on how they are cut
+    assert list(parts) == list(whole)
+    assert {name: parts[name] for name in whole if name != "y"} == {
+        name: pytest.approx(value, rel=1e-6) for name, value in whole.items() if name != "y"
+    }
+
+
+def test_a_nan_in_any_part_is_kept() -> None:
+    x = np.array([[1, 1], [np.nan, 1], [1, 1]], np.float32)
+    assert np.isnan(observe_ranges(SMALL, {"x": x}, 1)["sums"])

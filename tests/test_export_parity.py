@@ -8,10 +8,12 @@ import numpy.typing as npt
 import pytest
 from onnx import TensorProto, helper
 
-from engineworks.export.parity import MARGIN_DB, Yardstick, batches, check_alive, climb
+from engineworks.export import parity
+from engineworks.export.parity import MARGIN_DB, Yardstick, batches, check_alive
+from engineworks.export.referee import Referee
 from engineworks.export.samples import rows
 from engineworks.runtime.errors import BackendError, ParityError
-from engineworks.runtime.manifest import Batch
+from engineworks.runtime.manifest import Batch, Rung
 
 Floats = npt.NDArray[np.float32]
 X = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
@@ -32,6 +34,13 @@ def graph(operator: str = "Tanh", batch: Any = "batch") -> bytes:
 
 def yardstick(reference: Floats, sizes: Sequence[int] = (1, 4, 12), scores: Any = "logits") -> Yardstick:
     return Yardstick({"x": X}, [reference], {size: [rows(reference, size)] for size in sizes}, scores)
+
+
+def climb(
+    content: bytes, name: str, outputs: Sequence[str], stick: Yardstick, floors: Sequence[tuple[float, str]]
+) -> tuple[Rung, ...]:
+    with Referee(stick.inputs) as referee:
+        return parity.climb(referee.answers(content, outputs, list(stick.answers)), name, outputs, stick, floors)
 
 
 def test_equal_bits_are_said_so() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from engineworks.runtime import InputError, Session, Tensor, load
 from engineworks.runtime.bench import main, random_inputs
+from engineworks.runtime.cuda import Gpu
 from engineworks.runtime.manifest import Batch
 
 Capture = pytest.CaptureFixture[str]
@@ -53,7 +54,9 @@ def test_the_table_has_a_line_for_each_and_says_what_the_ratio_is(bundle: Path, 
 def test_what_does_not_run_here_is_told_with_the_reason(
     bundle: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engineworks.runtime.backend.cuda_devices", lambda: (0, "no driver at all"))
+    none = Gpu(None, "no driver at all")
+    monkeypatch.setattr("engineworks.runtime.backend.probe_gpu", lambda index=0: none)
+    monkeypatch.setattr("engineworks.runtime.ort_session.cuda_missing", lambda: "")
     assert main(["--seconds", "0.01", "--batch", "1", "--threads", "1", str(bundle)]) == 0
     assert "passed over: device cuda: no driver at all" in capsys.readouterr().out
     assert main(["--device", "cuda", str(bundle)]) == 1

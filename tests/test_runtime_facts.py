@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engineworks.runtime import facts as module
-from engineworks.runtime.backend import cuda_devices
+from engineworks.runtime.cuda import probe_gpus
 from engineworks.runtime.facts import Gpu, facts
 
 
@@ -56,7 +56,7 @@ def test_this_host_is_told_as_it_is() -> None:
     assert found.python == ".".join(map(str, sys.version_info[:3]))
     assert found.packages["numpy"] == np.__version__
     assert found.cores >= 1 and found.memory_gib > 0
-    assert len(found.gpus) == cuda_devices()[0]
+    assert len(found.gpus) == len(probe_gpus().gpus)
     assert bool(found.driver_trouble) == (not found.gpus)
 
 

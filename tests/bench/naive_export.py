@@ -1,14 +1,14 @@
 """The way of the tutorials: random weights, two exports, a simplifier, ONNX Runtime, a look at the difference.
 
 Dynamic batch, FP32 and FP16, both compared with PyTorch at the example's batch; no engine, no bundle, no proof at
-other batch sizes. ``python naive_export.py NETWORK FOLDER``.
+other batch sizes. ``python naive_export.py NETWORK FOLDER [LARGEST_BATCH]``.
 """
 
 import sys
 from pathlib import Path
 
 
-def main(name: str, folder: str) -> None:
+def main(name: str, folder: str, largest: str = "32") -> None:
     import numpy as np
     import onnx
     import onnxruntime
@@ -19,7 +19,7 @@ def main(name: str, folder: str) -> None:
 
     model = find(name).build().eval()
     x = torch.randn(2, *find(name).input_shape)
-    batch = torch.export.Dim("batch", min=1, max=32)
+    batch = torch.export.Dim("batch", min=1, max=int(largest))
     with torch.no_grad():
         expected = model(x).numpy()
     for kind, module, example in (("fp32", model, x), ("fp16", None, x.half())):

@@ -126,7 +126,8 @@ def loading(path: Path, rounds: int = 7) -> None:
         ours, bare = (statistics.median(times[which]) for which in ("ours", "bare"))
         least = min(times["ours"]) / min(times["bare"])
         print(
-            f"{path.name:<14} load / opening its ONNX, {warm}: {ours / bare:.2f} (of the fastest {least:.2f}); {ours:.2f} s"
+            f"{path.name:<14} load / opening its ONNX, {warm}: {ours / bare:.2f} (of the fastest {least:.2f}); "
+            f"{ours:.2f} s"
         )
 
 
