@@ -86,7 +86,7 @@ def examine(run: Run, module: "nn.Module | None", inputs: Mapping[str, Array], b
     before = _held(module)
     reads: list[str] = []
     with torch.inference_mode():
-        result = watched(run, unlike, reads)
+        result = watched(run, unlike, reads, free=batch.min < batch.max)
     if reads:
         raise ExportError(f"forward reads {reads[0]}")
     leaves = [leaf for leaf in tree_leaves(result) if leaf is not None]

@@ -125,7 +125,8 @@ def _capture(module: "torch.nn.Module", inputs: "dict[str, torch.Tensor]", batch
     import torch
     from torch.export import Dim
 
-    narrowed, axis = Guards(), Dim("batch", min=batch.min, max=batch.max)
+    narrowed = Guards()
+    axis = Dim("batch", min=batch.min, max=batch.max) if batch.min < batch.max else None
     try:
         with torch.no_grad(), lrn_as_one_node(), _quiet(), guards() as narrowed:
             return torch.export.export(

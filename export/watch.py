@@ -21,13 +21,14 @@ _READS = {
 }  # fmt: skip
 
 
-def watched(run: Run, inputs: Mapping[str, Array], reads: list[str]) -> Any:
+def watched(run: Run, inputs: Mapping[str, Array], reads: list[str], *, free: bool = True) -> Any:
     """Run with tensors that note who reads their values, as do all that are made of them; else without.
 
     Args:
         run: the original.
         inputs: arrays; all of one number of rows.
         reads: is filled with what was read, and the line that did, in words.
+        free: whether the batch size is, so that it must not be made a word or a key.
 
     Returns:
         What the original returns; None where it raises after a read.
@@ -43,7 +44,7 @@ def watched(run: Run, inputs: Mapping[str, Array], reads: list[str]) -> Any:
             if func.__name__ in _READS and (line := _reader()):
                 reads.append(f"values of the data into Python; what follows from them would be fixed in a graph.{line}")
             result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
-            if func in sized:
+            if free and func in sized:
                 return _marked(result, Rows(count))
             return result
 

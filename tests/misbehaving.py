@@ -4,7 +4,7 @@ They stand in ``data/misbehaving.txt``; ``write`` makes a user's file of one, wi
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent, indent
@@ -131,7 +131,7 @@ def others() -> dict[str, Floats]:
 SIZES = (1, 2, 5, 12)
 
 
-def export(module: Any) -> tuple[bytes, str]:
+def export(module: Any, batch: tuple[int, int, int] = (1, 6, 12)) -> tuple[bytes, str]:
     """Do what export-model does with a module, up to the proven float32 graph; return it and its route."""
     from engineworks.export.parity import Yardstick, batches, check_alive
     from engineworks.export.probe import examine
@@ -140,7 +140,7 @@ def export(module: Any) -> tuple[bytes, str]:
     from engineworks.export.reference import answer, answers_by_batch
     from engineworks.runtime.manifest import Batch
 
-    recipe = Recipe("mynet", batch=Batch(1, 6, 12), simplify="none")
+    recipe = Recipe("mynet", batch=Batch(*batch), simplify="none")
     inputs = {"x": samples()}
     probes = examine(module, module, inputs, recipe.batch)
     reference = answer(module, inputs)
@@ -152,7 +152,7 @@ def export(module: Any) -> tuple[bytes, str]:
     return proven.content, exported.route
 
 
-def worst(graph: bytes, make: Callable[[], Any]) -> tuple[float, str]:
+def worst(graph: bytes, make: Callable[[], Any], sizes: Sequence[int] = SIZES) -> tuple[float, str]:
     """Return the fewest decibels that a graph keeps of a fresh module's answers, and where; −inf for other shapes."""
     import torch
     from torch.utils._pytree import tree_leaves
@@ -162,7 +162,7 @@ def worst(graph: bytes, make: Callable[[], Any]) -> tuple[float, str]:
 
     session, found = open_session(graph, "cpu", threads=1), (np.inf, "")
     for name, rows in others().items():
-        for size in SIZES:
+        for size in sizes:
             with torch.no_grad():
                 wanted = [leaf for leaf in tree_leaves(make()(torch.tensor(rows[:size]))) if leaf is not None]
             names = [f"y{index}" for index in range(len(wanted))]

@@ -59,6 +59,16 @@ def test_it_is_exported_and_right_at_every_batch_and_on_other_inputs(model: Any,
     assert kept > SAME_DB, where
 
 
+@pytest.mark.parametrize(
+    "name", ["branch on shape[0]", "view(2, -1)", "mean taken off over the batch", "a scale looked up by the batch"]
+)
+@pytest.mark.filterwarnings("default")
+def test_what_depends_on_the_batch_is_right_at_a_fixed_one(name: str, tmp_path: Path) -> None:
+    make = misbehaving.write(ALL[name], tmp_path)
+    graph, _ = misbehaving.export(make(), (2, 2, 2))
+    assert misbehaving.worst(graph, make, (2,))[0] > SAME_DB
+
+
 def test_the_catalogue_is_large_and_names_lines() -> None:
     refused = [model for model in ALL.values() if model.reason]
     assert len(ALL) >= 250 and len(refused) >= 100
