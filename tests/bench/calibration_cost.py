@@ -149,7 +149,10 @@ def main() -> int:
 
 
 def table(names: list[str], file: Path, count: int, rounds: int) -> None:
-    found = [{name: measured(name, file, count) for name in names} for _ in range(rounds)]
+    found = []
+    for number in range(rounds):
+        found.append({name: measured(name, file, count) for name in names})
+        print(f"round {number + 1}: {found[-1]}", file=sys.stderr, flush=True)
     for name in names:
         ratio = median(one[name]["seconds"] / one["plain inference"]["seconds"] for one in found)
         peak = max(one[name]["peak"] for one in found)
