@@ -30,8 +30,8 @@ Expected = Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]]
 MOST_IMAGES = 24  # the statistics of first layers settle early, and each image is run once for each mend
 _CAP = 50.0  # a channel's divergence counts no more than this, so that one dead channel does not decide
 _DEAD = 1e-6  # of the largest variance: a channel that training left without signal
-# Measured on the first two batch norms of trained EfficientNet-Lite0 and -Lite2, 300 random subsets of 8, 16 and 24
-# of 31 photographs each: a mend of right pictures leaves 0.80 of the divergence or more (1.03 from 16 on); of swapped
+# Measured on the first two batch norms of trained EfficientNet-Lite0 and -Lite2, 300 random subsets each of 8, 16 and
+# 24 of 31 photographs: a mend of right pictures leaves 0.80 of the divergence or more (1.03 from 16 on); of swapped
 # channels 0.25 to 0.92 (0.60 at most from 16 on), of inverted ones 0.16 to 0.68, of a wrong normalisation 0.01 to 0.17.
 _BETTER, _BETTER_SWAP, _BETTER_INK = 0.4, 0.7, 0.6
 _LEAST = 0.02  # nats by which a mend must help

@@ -2,8 +2,8 @@
 
     PYTHONPATH=.typing python tests/bench/calibration_cost.py [--images 64] [--rounds 3] [--no-histograms]
 
-Times are medians of ratios to plain inference of the same images in the same round, without imports; each peak is that
-of a process of its own. ONNX Runtime's Percentile and Entropy keep every tensor of every image: about 113 MB an image.
+Times are medians of ratios to plain inference of the same images in the same round, without imports; CPU seconds beside
+wall time, for a machine that others use too. Each peak is that of a process of its own. ONNX Runtime's Percentile and Entropy keep every tensor of every image: about 113 MB an image.
 """
 
 import argparse
@@ -118,10 +118,12 @@ def job(name: str, file: Path, count: int) -> None:
     import onnxruntime
 
     assert onnx.__version__ and onnxruntime.__version__
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     JOBS[name](file, count)
-    seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}))
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    print(
+        json.dumps({"seconds": seconds, "cpu": busy, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3})
+    )
 
 
 def main() -> int:
@@ -149,11 +151,16 @@ def main() -> int:
 
 
 def table(names: list[str], file: Path, count: int, rounds: int) -> None:
-    found = [{name: measured(name, file, count) for name in names} for _ in range(rounds)]
+    found = []
+    for number in range(rounds):
+        found.append({name: measured(name, file, count) for name in names})
+        print(f"round {number + 1}: {found[-1]}", file=sys.stderr, flush=True)
     for name in names:
-        ratio = median(one[name]["seconds"] / one["plain inference"]["seconds"] for one in found)
+        wall, cpu = (
+            median(one[name][key] / one["plain inference"][key] for one in found) for key in ("seconds", "cpu")
+        )
         peak = max(one[name]["peak"] for one in found)
-        print(f"{name:36} {ratio:6.2f} × plain   peak {peak:7.0f} MB", flush=True)
+        print(f"{name:36} time {wall:6.2f}, CPU {cpu:6.2f} × plain   peak {peak:7.0f} MB", flush=True)
 
 
 if __name__ == "__main__":
