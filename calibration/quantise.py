@@ -141,8 +141,12 @@ def _rows(batches: Batches) -> Iterator[dict[str, Array]]:
             yield {name: values[index : index + 1] for name, values in batch.items()}
 
 
-def _grouped(rows: Sequence[Mapping[str, Array]], size: int) -> list[dict[str, Array]]:
-    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+def _grouped(rows: Sequence[Mapping[str, Array]], fixed: int, size: int = _ROWS) -> list[dict[str, Array]]:
+    """Put rows together again; where the graph's batch is fixed, the rows that fill none are left away."""
+    count = len(rows) // fixed * fixed if fixed else len(rows)
+    groups = [rows[start : start + (fixed or size)] for start in range(0, count, fixed or size)]
+    if not groups:
+        raise ExportError(f"calibration: the graph's batch is fixed at {fixed}, got {len(rows)} images for a part.")
     return [{name: np.concatenate([row[name] for row in group]) for name in group[0]} for group in groups]
 
 
@@ -151,12 +155,13 @@ def _split(model: "ModelProto", batches: Batches, quality: Quality) -> tuple[Bat
     rows = list(_rows(batches))
     if not rows:
         raise ExportError("calibration: expected images, got none.")
-    size = _fixed_rows(model) or _ROWS
-    if len(rows) < 4:
-        return _grouped(rows, size), _grouped(rows, size), (f"{len(rows)} images: none could be held out of the fit.",)
-    held = min(_HELD, -(-len(rows) // 4))
-    most = min(_FIT[quality], _affordable(model, rows[0]))
-    return _grouped(rows[: min(len(rows) - held, most)], size), _grouped(rows[-held:], size), ()
+    fixed = _fixed_rows(model)
+    if len(rows) < 4 * max(fixed, 1):
+        groups = _grouped(rows, fixed)
+        return groups, groups, (f"{len(rows)} images: none could be held out of the fit.",)
+    held = max(min(_HELD, -(-len(rows) // 4)), fixed)
+    most = max(min(_FIT[quality], _affordable(model, rows[0])), fixed, 1)
+    return _grouped(rows[: min(len(rows) - held, most)], fixed), _grouped(rows[-held:], fixed), ()
 
 
 def _fixed_rows(model: "ModelProto") -> int:
@@ -228,14 +233,14 @@ def _corrected(job: _Job, first: Quantised, layers: Mapping[str, Int8Layer], sha
 
 
 def _left_out(job: _Job, moved: Shifted, share: float) -> tuple[tuple[str, ...], float]:
-    costs = layer_costs(job.model, job.fit[0])
+    costs, fixed = layer_costs(job.model, job.fit[0]), _fixed_rows(job.model)
     whole = sum(costs.values())
     placement = place(moved.model)
     candidates = [name for name in placement.layers if costs[name] <= share * whole]
     if not candidates:
         return (), 0.0
     layers = correct_biases(moved.model, placement, moved.means(job.measured.means), rest=job.rest)
-    few = _grouped(list(_rows(job.fit))[:_SCANNED], _fixed_rows(job.model) or _SCANNED)
+    few = _grouped(list(_rows(job.fit))[: max(_SCANNED, fixed)], fixed, _SCANNED)
     noise = sensitivity(
         moved.model, moved.scales, layers, few, candidates, rest=job.rest,
         on_layer=lambda done, total: job.say("sensitivity", done, total),

@@ -8,8 +8,10 @@ are ours, so that it costs no second search.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from engineworks.calibration.graph import Graph
-from engineworks.calibration.walk import Batches, session
+from engineworks.calibration.walk import Batches, run_all, session
 from engineworks.runtime.errors import ExportError
 
 if TYPE_CHECKING:
@@ -82,8 +84,26 @@ def cpu_twin(model: "ModelProto", ranges: Ranges, *, reduced: bool = False) -> "
     return made
 
 
+def saturates() -> bool:
+    """Tell whether this host's int8 kernels in ONNX Runtime saturate: two products of 255 · 127 do not fit 16 bits.
+
+    Asked of the kernels themselves: a convolution of the largest numbers, fused and not. Where it is true, build the
+    twin with ``reduced``, and measure what it answers.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 64, 8, 8]) for name in ("x", "y")]
+    stored = [numpy_helper.from_array(np.ones((64, 64, 1, 1), np.float32), "w")]
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="y")
+    graph = helper.make_graph([node], "probe", infos[:1], infos[1:], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    made = cpu_twin(model, {"x": (0.0, 1.0), "y": (0.0, 64.0)})
+    batches = [{"x": np.ones((1, 64, 8, 8), np.float32)}]
+    exact, fused = run_all(made, batches), run_all(made, batches, optimise="all")
+    return bool(np.abs(exact - fused).max() > 1.0)  # four steps of 64 / 255
+
+
 def _quantiser(source: "ModelProto", ranges: Ranges, reduced: bool) -> Any:
-    import numpy as np
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
 

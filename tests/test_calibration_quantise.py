@@ -134,6 +134,19 @@ def test_few_images_cannot_be_held_out_and_that_is_noted() -> None:
     assert made.notes == ("2 images: none could be held out of the fit.",)
 
 
+def test_a_graph_of_a_fixed_batch_is_quantised_with_it() -> None:
+    from onnx import ModelProto
+
+    fixed = ModelProto()
+    fixed.CopyFrom(MODEL)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 3
+    made = quantise(fixed, CALIBRATION, MEASURED, fp16_share=0.3)
+    assert sqnr(run_all(MODEL, images(3, 7)), run_all(made.model, images(3, 7))) > 30
+    with pytest.raises(ExportError, match="batch is fixed at 3, got 2 images for a part"):
+        quantise(fixed, images(2, 1), MEASURED)
+
+
 def test_corrections_that_do_harm_are_left_away_and_that_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     from engineworks.calibration.correct import Corrected, correct
     from engineworks.calibration.weights import Int8Layer

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, checker, helper, numpy_helper
 
 from engineworks.calibration.lint import lint
-from engineworks.calibration.twin import cpu_twin, observe_ends, twin_tensors
+from engineworks.calibration.twin import cpu_twin, observe_ends, saturates, twin_tensors
 from engineworks.calibration.walk import run_all
 from engineworks.runtime.compare import sqnr
 from engineworks.runtime.errors import ExportError
@@ -76,6 +76,12 @@ def test_with_seven_bits_nothing_saturates_when_it_is_fused() -> None:
     made = cpu_twin(MODEL, ENDS, reduced=True)
     plain, fused = run_all(made, BATCHES), run_all(made, BATCHES, optimise="all")
     assert sqnr(plain, fused) > 25  # roundings in another order, no more
+
+
+def test_the_probe_tells_whether_whole_weights_survive_being_fused_here() -> None:
+    made = cpu_twin(MODEL, ENDS)
+    plain, fused = run_all(made, BATCHES), run_all(made, BATCHES, optimise="all")
+    assert saturates() == (sqnr(plain, fused) < 38)  # 36 dB where it saturates; else roundings in another order
 
 
 def test_tensorrt_would_refuse_it_and_that_is_told() -> None:
