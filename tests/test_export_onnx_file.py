@@ -44,7 +44,7 @@ def model(
 ) -> Any:
     values = [[helper.make_tensor_value_info(*value) for value in some] for some in (inputs, outputs)]
     tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in (stored or {}).items()]
-    graph = helper.make_graph(nodes, "g", *values, tensors)
+    graph = helper.make_graph(nodes, "g", values[0], values[1], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir, producer_name="me")
 
 
@@ -81,8 +81,8 @@ def recipe(made: Any, name: str = "net.onnx", shapes: Sequence[str] = (), **fiel
     """Write a file, and return the recipe that exports it."""
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     Path(name).write_bytes(made if isinstance(made, bytes) else made.SerializeToString())
-    fields = {"engine": "none", "batch": Batch(1, 2, 3), "shapes": tuple(map(parse_shape, shapes))} | fields
-    return Recipe(name, **fields)
+    usual: dict[str, Any] = {"engine": "none", "batch": Batch(1, 2, 3), "shapes": tuple(map(parse_shape, shapes))}
+    return Recipe(name, **(usual | fields))
 
 
 def exported(made: Any, **fields: Any) -> Bundle:
@@ -246,7 +246,7 @@ def branches() -> Any:
         node("ReduceMax", ["x"], ["m"], keepdims=0), node("Greater", ["m", "zero"], ["c"]),
         node("If", ["c"], ["y"], then_branch=inner[0], else_branch=inner[1]),
     ]  # fmt: skip
-    stored = {"zero": np.float32(-100), "one": np.float32([1]), "two": np.float32([2])}
+    stored = {"zero": np.float32(-100), "one": np.array([1], np.float32), "two": np.array([2], np.float32)}
     return model(nodes, outputs=[("y", F, ("n", 6))], stored=stored)
 
 
