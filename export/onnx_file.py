@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _DOMAINS = {"", "ai.onnx"}
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool"}
 _HALVES = {10, 16}
+_QUANTISED = {
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
+    "MatMulInteger",
+}  # fmt: skip
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _OLDEST_IR = 8  # before 4, weights had to stand among the inputs
 
@@ -189,7 +193,7 @@ def _check_operators(model: "ModelProto", shown: str) -> None:
                 f"{shown}: {node.op_type} at {node.name or node.output[0]} is no operator of ONNX ({node.domain}); "
                 "TensorRT does not take it. Export the network without runtime-specific optimisation."
             )
-        if node.op_type in {"QuantizeLinear", "DequantizeLinear", "QLinearConv"}:
+        if node.op_type in _QUANTISED:
             raise ExportError(f"{shown}: is quantised already ({node.op_type}). Give the float32 network.")
         if node.op_type in _RANDOM or (node.op_type == "Dropout" and not _sleeps(node, stored)):
             raise ExportError(

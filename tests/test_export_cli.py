@@ -503,3 +503,115 @@ def test_an_empty_value_is_wrong_usage_and_not_the_default(say: Callable[..., Sa
     status, out, err = say("lenet5", *FAST, flag, "")
     assert (status, out) == (2, "")
     assert f"{flag} is empty" in err
+
+
+# --- models of one's own
+
+NET = "import torch\n\n\ndef make(**k): return torch.nn.Linear(6, k.get('classes', 4))\n"
+PICTURE = ("--mean", "0.5", "--std", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("net.py",), r"which function makes the network\? Write net\.py:FUNCTION"),
+        (("net.py:make()",), "which function"),
+        (("timm:",), "which network of timm"),
+        (("best.pth",), "holds weights and no network. Name the network, with --weights best.pth"),
+        (("net.py:make", "--shape", "6", "--trust"), r"--trust is for \.pt2 files alone"),
+        (("net.py:make", "--shape", "six"), r"--shape: expected \[NAME:\]SIZES"),
+        (("net.py:make", "--shape", "6:float16"), "--shape: expected a dtype of float32"),
+        (("net.py:make", "--shape", "0"), "--shape: expected sizes of 1 or more"),
+        (("net.py:make", "--shape", ""), "--shape"),
+        (("net.py:make", "--shape", "6", "--model-arg", "classes"), "--model-arg: expected KEY=VALUE"),
+        (("net.py:make", "--shape", "6", "--model-arg", "a=1", "--model-arg", "a=2"), "--model-arg a is given twice"),
+        (("net.py:make", "--shape", "6", "--mean", "0.5"), "--mean and --std belong together"),
+        (("net.py:make", "--shape", "6", "--mean", "0.5,0.5", "--std", "1"), "expected one number or three"),
+        (("net.py:make", "--shape", "6", "--mean", "x", "--std", "1"), "--mean"),
+        (("net.py:make", "--shape", "6", "--mean", "0", "--std", "0"), "--std: expected numbers other than 0"),
+        (("net.py:make", "--shape", "6", "--mean", "0", "--std", "1e-300"), "--std: expected numbers other than 0"),
+        (("net.py:make", "--shape", "6", "--mean", "1e308", "--std", "1"), "--mean: expected numbers of at most 1e6"),
+        (("net.py:make", "--shape", "6", "--input", "uint8"), "need --mean and --std for this model"),
+        (("net.py:make", "--shape", "6", "--resize", "5"), "need --mean and --std for this model"),
+        (("lenet5", "--resize", "big"), "--resize: expected a number of pixels, or HEIGHTxWIDTH"),
+        (("lenet5", "--interpolation", "area"), "--interpolation"),
+        (("lenet5", "--input", "int8"), "--input"),
+        (("lenet5", "--labels", ""), "--labels is empty"),
+        (("lenet5", "--samples", ""), "--samples is empty"),
+        (("net.py:make", "--shape", "6", "--weights", "imagenet"), "none were published for a network of your own"),
+        (("net.onnx", "--weights", "w.pth"), r"--weights and net\.onnx contradict each other"),
+        (("net.onnx", "--route", "fx"), "--route fx"),
+        (("net.pt2", "--trust", "--model-arg", "a=1"), r"--model-arg and net\.pt2 contradict each other"),
+    ],
+)  # fmt: skip
+def test_wrong_use_of_the_flags_for_ones_own_models_exits_2_before_any_code_runs(
+    say: Callable[..., Said], arguments: tuple[str, ...], why: str
+) -> None:
+    import re
+
+    Path("net.py").write_text("raise SystemExit('it was run')")
+    status, out, err = say(*arguments)
+    assert (status, out) == (2, "")
+    assert re.search(why, " ".join(err.split()))
+    assert "Traceback" not in err
+    assert [entry.name for entry in Path().iterdir()] == ["net.py"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("net.py:make",), "which input does it take? Add --shape"),
+        (("none.py:make", "--shape", "6"), "none.py: there is no such file."),
+        (("net.py:other", "--shape", "6"), "there is no 'other' in it. It offers: make."),
+        (("net.py:torch", "--shape", "6"), "expected a function or class that makes a torch.nn.Module, got a module"),
+        (("no.such:make", "--shape", "6"), "No module named 'no'"),
+        (("net.py:make", "--shape", "5"), "raises RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        (("net.py:make", "--shape", "6:int64"), "raises RuntimeError"),
+        (("net.py:make", "--shape", "other:6"), "--shape: forward takes input; got other."),
+        (("net.py:make", "--shape", "6", "--model-arg", "classes=many"), "net.py:make raises TypeError"),
+        (("net.py:make", "--shape", "6", "--weights", "none.pth"), "--weights none.pth: there is no such file"),
+        (("net.py:make", "--shape", "6", "--labels", "none.txt"), "--labels none.txt: there is no such file"),
+        (("net.py:make", "--shape", "6", "--labels", "net.py"), "--labels net.py: expected a name in every line"),
+        (("net.py:make", "--shape", "6", "--samples", "net.py"), "--samples net.py: expected a .npz of arrays"),
+        (("net.py:make", "--shape", "6", *PICTURE), "--mean: expected one float32 picture of 1 or 3 channels"),
+        (("none.onnx",), "none.onnx: there is no such file."),
+        (("none.pt2", "--trust"), "none.pt2: there is no such file."),
+        ((":make",), "no network is called ':make'"),
+        (("lenet5", "--shape", "3x32x32"), "--shape: lenet5 takes 1 channels, got 3."),
+        (("lenet5", "--shape", "1x4x4"), "Kernel size can't be greater than actual input size"),
+        (("lenet5", "--model-arg", "colour=red"), "--model-arg colour: lenet5 does not take that"),
+        (("lenet5", "--mean", "1,2,3", "--std", "1,1,1"), "--mean: the network takes 1 channels, got 3 numbers."),
+    ],
+)
+def test_a_model_of_ones_own_that_fails_is_one_line_and_leaves_nothing(
+    say: Callable[..., Said], arguments: tuple[str, ...], why: str
+) -> None:
+    Path("net.py").write_text(NET)
+    status, out, err = say(*arguments, *FAST, "-q")
+    assert (status, out) == (1, "")
+    assert why in one_line(err)
+    assert len([line for line in err.splitlines() if not line.startswith("weights")]) == 1
+    assert [entry.name for entry in Path().iterdir()] == ["net.py"]
+
+
+def test_a_factory_is_exported_from_flags_alone(say: Callable[..., Said]) -> None:
+    Path("net.py").write_text(NET)
+    flags = ("--shape", "6", "--model-arg", "classes=7", "--fp16")
+    status, out, err = say("net.py:make", *flags, *FAST)
+    assert (status, out) == (0, "net-make-fp16\n")
+    assert "ran net.py:make; not cached" in err
+    assert "no --mean and --std: the bundle takes prepared arrays, and classifies no pictures" in err
+    manifest = runtime.open_bundle("net-make-fp16").manifest
+    assert manifest.outputs[0].shape == ("batch", 7)
+    assert manifest.recipe["model_args"] == {"classes": "7"}
+
+
+def test_stdout_holds_the_path_alone_whatever_the_users_code_prints(
+    spawn: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Prints, writes to the descriptor itself, and what a process of its own says."""
+    code = "import os, sys\nprint('a')\nsys.stdout.write('b\\n')\nos.write(1, b'c\\n')\nos.system('echo d')\n"
+    (tmp_path / "net.py").write_text(code + NET)
+    status, out, err = finish(spawn("net.py:make", "--shape", "6", *FAST, "-q"))
+    assert (status, out) == (0, "net-make-fp32\n")
+    assert sorted(err.split()) == ["a", "b", "c", "d"]

@@ -59,8 +59,8 @@ def write(tmp_path: Path) -> Write:
         file = Path(name)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(NET + code, "utf-8")
-        fields = {"shapes": (parse_shape("6"),), "engine": "none", "batch": Batch(1, 2, 3)} | fields
-        return Recipe(f"{file}:{take}", **fields)
+        usual: dict[str, Any] = {"shapes": (parse_shape("6"),), "engine": "none", "batch": Batch(1, 2, 3)}
+        return Recipe(f"{file}:{take}", **(usual | fields))
 
     return written
 

@@ -20,10 +20,11 @@ from onnx import numpy_helper
 from engineworks import runtime
 from engineworks.export import cache, pipeline
 from engineworks.export.engine import Choice, read_plan_header
+from engineworks.export.inputs import parse_shape
 from engineworks.export.pipeline import export_model
 from engineworks.export.recipe import Recipe
 from engineworks.models import NETWORKS, find
-from engineworks.models.samples import digits
+from engineworks.models.samples import digits, photograph
 from engineworks.models.weights import build_network, read_checkpoint
 from engineworks.runtime.bundle import Bundle
 from engineworks.runtime.compare import sqnr
@@ -408,3 +409,201 @@ def test_a_hit_without_an_engine_says_so_again(tmp_path: Path, monkeypatch: pyte
     assert [step for step, _, _ in said] == ["weights", "cache", "engine"]
     assert said[2][1].startswith("none in that bundle")
     assert said[2][2], "a warning, for --quiet too"
+
+
+# --- pictures as they are
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Bundle]:
+    """LeNet-5, grey and padded, taking pictures as they are, in every precision and at a fixed batch."""
+    folder = tmp_path_factory.mktemp("raw")
+    recipes = {name: Recipe("lenet5", name, engine="rtx" if RTX else "none", input="uint8") for name in PRECISIONS}
+    recipes["fixed"] = replace(recipes["fp32"], batch=Batch(3, 3, 3), engine="none")
+    return {name: export_model(recipe, folder / name, use_cache=False) for name, recipe in recipes.items()}
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "bf16"])
+def test_pictures_as_they_are_get_the_classes_of_prepared_ones(
+    raw: Mapping[str, Bundle], bundles: Mapping[str, Bundle], name: str
+) -> None:
+    images = list(digits()[0][:64])
+    with runtime.load(raw[name].path, device="cpu") as given, runtime.load(bundles[name].path, device="cpu") as plain:
+        assert given.classify(images) == plain.classify(images), "the same five, with the same probabilities"
+        scores = given.infer(given.preprocess(images[:32])), plain.infer(plain.preprocess(images[:32]))
+    assert np.array_equal(*scores), "bit for bit"
+
+
+def test_a_raw_bundle_says_what_it_takes(raw: Mapping[str, Bundle]) -> None:
+    for name, bundle in raw.items():
+        (tensor,) = bundle.manifest.inputs
+        assert (tensor.dtype, tensor.shape) == ("uint8", (3 if name == "fixed" else "batch", 32, 32, 1))
+        assert bundle.manifest.preprocessing is not None
+        assert bundle.manifest.preprocessing["in_graph"] is True
+        assert reference_of(bundle)["input:input"].dtype == np.uint8
+        graph = graph_of(bundle)
+        onnx.checker.check_model(graph, full_check=True)
+        assert next(node for node in graph.graph.node).op_type == "Cast"
+        bundle.verify()
+
+
+def test_a_raw_bundle_of_a_fixed_batch_takes_any_number_of_pictures(
+    raw: Mapping[str, Bundle], bundles: Mapping[str, Bundle]
+) -> None:
+    images = list(digits()[0][:7])
+    with runtime.load(raw["fixed"].path, device="cpu") as fixed, runtime.load(bundles["fp32"].path) as free:
+        found = [[prediction.index for prediction in row] for row in fixed.classify(images)]
+        assert found == [[prediction.index for prediction in row] for row in free.classify(images)]
+
+
+@pytest.mark.skipif(not RTX, reason="tensorrt_rtx is not installed")
+def test_a_raw_graph_is_compiled_and_its_head_counts_as_no_layer(raw: Mapping[str, Bundle]) -> None:
+    for name in PRECISIONS:
+        (record,) = raw[name].manifest.engines
+        assert set(record.layer_types) == {f"convolution {name}", f"matrix_multiply {name}"}
+
+
+def test_a_head_that_normalises_in_another_way_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted fault: the graph's mean is off by one level of 255, which no picture shows to the eye."""
+    from engineworks.export import head
+
+    real: Any = vars(head)["_normalising"]
+
+    def wrong(source: str, result: str, recipe: Any, taken: set[str]) -> Any:
+        return real(source, result, replace(recipe, mean=tuple(value + 1 / 255 for value in recipe.mean)), taken)
+
+    monkeypatch.setattr(head, "_normalising", wrong)
+    for precision in ("fp32", "fp16"):
+        with pytest.raises(ParityError, match=r"^onnx-fp32, batch 1, output output: "):
+            export_model(Recipe("lenet5", precision, engine="none", input="uint8"), tmp_path / "out", use_cache=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- networks of one's own
+
+COLOUR = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes=12):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 5, stride=3), nn.Conv2d(8, classes, 3)
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x))).mean((2, 3)) * 20
+
+
+class Random(Net):
+    def forward(self, x):
+        return super().forward(x) + torch.rand(len(x), 1)
+
+
+class Whole(Net):
+    def forward(self, x):
+        return super().forward(x) - x.mean()
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Recipe:
+    (tmp_path / "net.py").write_text(COLOUR)
+    return Recipe(
+        f"{tmp_path}/net.py:Net",
+        engine="none",
+        shapes=(parse_shape("3x48x40"),),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        batch=Batch(1, 2, 4),
+    )
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"resize": 64}, {"interpolation": "bicubic"}, {"mean": (0.5,), "std": (0.25,)}]
+)
+def test_a_photograph_is_classified_alike_both_ways(own: Recipe, tmp_path: Path, changes: dict[str, Any]) -> None:
+    recipe = replace(own, **changes)
+    plain = export_model(recipe, tmp_path / "plain")
+    raw = export_model(replace(recipe, input="uint8"), tmp_path / "raw")
+    pictures: list[Any] = [photograph(), photograph().read_bytes()]
+    with runtime.load(plain.path, device="cpu") as a, runtime.load(raw.path, device="cpu") as b:
+        assert a.classify(pictures) == b.classify(pictures)
+        assert np.array_equal(a.infer(a.preprocess(pictures)), b.infer(b.preprocess(pictures)))
+        assert b.preprocess(pictures).shape == (2, 48, 40, 3)
+
+
+def test_labels_of_a_file_are_what_classify_says(own: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("\n".join(f"kind {number}" for number in range(12)))
+    bundle = export_model(replace(own, labels=str(tmp_path / "names.txt")), tmp_path / "out")
+    with runtime.load(bundle.path, device="cpu") as session:
+        (found,) = session.classify(photograph(), k=12)
+    assert sorted(prediction.label for prediction in found) == sorted(f"kind {number}" for number in range(12))
+    (tmp_path / "names.txt").write_text("one\ntwo")
+    with pytest.raises(ExportError, match=r"^--labels: got 2 names for 12 classes"):
+        export_model(replace(own, labels=str(tmp_path / "names.txt")), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_samples_of_a_file_are_what_the_bundle_is_compared_on(own: Recipe, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((3, 3, 48, 40)).astype(np.float32)
+    np.savez(tmp_path / "real.npz", input=rows)
+    bundle = export_model(replace(own, samples=str(tmp_path / "real.npz")), tmp_path / "out")
+    assert np.array_equal(reference_of(bundle)["input:input"], rows)
+
+
+def test_samples_for_a_raw_bundle_are_pictures_as_they_are(own: Recipe, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 48, 40, 3), np.uint8)
+    np.savez(tmp_path / "real.npz", input=pixels)
+    recipe = replace(own, samples=str(tmp_path / "real.npz"), input="uint8")
+    assert np.array_equal(reference_of(export_model(recipe, tmp_path / "out"))["input:input"], pixels)
+    np.savez(tmp_path / "real.npz", input=pixels.astype(np.float32))
+    with pytest.raises(ExportError, match=r"expected input uint8 \(N, 48, 40, 3\)"):
+        export_model(recipe, tmp_path / "other")
+
+
+def test_changed_labels_or_samples_are_no_hit(tmp_path: Path) -> None:
+    names, real = tmp_path / "names.txt", tmp_path / "real.npz"
+    recipe = Recipe("lenet5", engine="none", batch=Batch(2, 2, 2), labels=str(names), samples=str(real))
+    heard = []
+    for number, (start, seed) in enumerate([("a", 0), ("a", 0), ("b", 0), ("b", 1)]):
+        names.write_text("\n".join(f"{start}{index}" for index in range(10)))
+        np.savez(real, input=np.random.default_rng(seed).standard_normal((2, 1, 32, 32)).astype(np.float32))
+        said: list[str] = []
+        bundle = export_model(recipe, tmp_path / str(number), say=lambda step, *_, said=said: said.append(step))
+        heard.append("cache" in said)
+        assert bundle.manifest.labels[0] == f"{start}0"
+    assert heard == [False, True, False, False]
+
+
+def test_randomness_is_told_from_answers_that_lean_on_the_batch(own: Recipe, tmp_path: Path) -> None:
+    for name, error, message in (
+        ("Random", ExportError, "differently from call to call: it draws random numbers or keeps state"),
+        ("Whole", ParityError, r"depends on its whole batch\. Fix the batch"),
+    ):
+        with pytest.raises(error, match=message):
+            export_model(replace(own, model=f"{tmp_path}/net.py:{name}"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_network_that_leans_on_its_batch_is_taken_at_a_fixed_one(own: Recipe, tmp_path: Path) -> None:
+    recipe = replace(own, model=f"{tmp_path}/net.py:Whole", batch=Batch(4, 4, 4))
+    assert export_model(recipe, tmp_path / "out").manifest.batch == Batch(4, 4, 4)
+
+
+@pytest.mark.slow
+def test_a_network_of_ours_takes_another_size_and_other_classes(tmp_path: Path) -> None:
+    recipe = Recipe(
+        "resnet18",
+        engine="none",
+        batch=Batch(1, 2, 2),
+        shapes=(parse_shape("3x64x48"),),
+        model_args=(("num_classes", 7),),
+    )
+    bundle = export_model(recipe, tmp_path / "out", use_cache=False)
+    assert bundle.manifest.inputs[0].shape == ("batch", 3, 64, 48)
+    assert bundle.manifest.outputs[0].shape == ("batch", 7)
+    assert bundle.manifest.labels == ()
+    with runtime.load(bundle.path, device="cpu") as session:
+        assert len(session.classify(photograph(), k=9)[0]) == 7

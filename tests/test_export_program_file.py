@@ -36,7 +36,11 @@ class Tiny(nn.Module):
         return self.dropout(torch.relu(x @ self.weight))
 
 
-class Two(Tiny):
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = Tiny().weight
+
     def forward(self, left: Tensor, right: Tensor) -> Any:
         return {"sum": left @ self.weight + right, "parts": (left * 2, None)}
 
@@ -81,7 +85,8 @@ def save() -> Save:
             warnings.simplefilter("ignore")
             program = torch.export.export(module.train(train), given or (ROWS,), dynamic_shapes=free, strict=False)
             torch.export.save(program, "net.pt2")
-        return Recipe("net.pt2", **({"engine": "none", "batch": Batch(1, 2, 3), "trust": True} | fields))
+        usual: dict[str, Any] = {"engine": "none", "batch": Batch(1, 2, 3), "trust": True}
+        return Recipe("net.pt2", **(usual | fields))
 
     return saved
 
@@ -148,8 +153,8 @@ def test_shapes_may_be_repeated_by_name_or_without_and_in_any_order(save: Save) 
         assert inputs(save(Tiny(), shapes=tuple(map(parse_shape, shapes)))) == expected
     both = save(Two(), ROWS, ROWS[:, :4].clone(), free=FREE * 2, shapes=(parse_shape("right:4"), parse_shape("left:6")))
     assert inputs(both) == (InputSpec("left", (6,)), InputSpec("right", (4,)))
-    for shapes in (("7",), ("y:6",), ("x:6:int64",), ("x:6", "x:6")):
-        message = refused(save(Tiny(), shapes=tuple(map(parse_shape, shapes))))
+    for wrong in (["7"], ["y:6"], ["x:6:int64"], ["x:6", "x:6"]):
+        message = refused(save(Tiny(), shapes=tuple(map(parse_shape, wrong))))
         assert message == "--shape: net.pt2 takes x float32 (N, 6)."
 
 

@@ -74,9 +74,10 @@ def test_it_is_what_the_cast_graph_gives_where_sums_are_exact() -> None:
         helper.make_node("Add", ["u", "w"], ["y"]),
     ]
     plain, x = model(nodes, [("y", F)], {"w": noise(6, seed=3)}), noise(5, 6)
-    for kind in ("fp16", "bf16"):
+    kinds: tuple[Any, ...] = ("fp16", "bf16")
+    for kind in kinds:
         (found,) = rounded_graph(plain)({"x": x}, kind)
-        cast = emulate(to_half(plain, kind), kind)  # type: ignore[arg-type]
+        cast = emulate(to_half(plain, kind), kind)
         (expected,) = open_session(cast.SerializeToString(), "cpu").run({"x": x}, ["y"])
         assert np.array_equal(found, expected)
 

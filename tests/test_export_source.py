@@ -243,3 +243,10 @@ def test_a_file_beside_the_model_that_is_not_there_is_named(tmp_path: Path, flag
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(ExportError, match=rf"^--{flag} {path}: there is no such file\.$"):
             source.resolve(Recipe("lenet5", **{flag: str(path)}), tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_picture_too_small_for_the_poolings_is_named(tmp_path: Path) -> None:
+    found = source.resolve(Recipe("alexnet", shapes=(parse_shape("3x4x4"),)), tmp_path)
+    with pytest.raises(ExportError, match=r"^--shape: alexnet does not run on \(3, 4, 4\) \("):
+        found.open()

@@ -500,7 +500,7 @@ def test_a_recipe_that_is_a_mapping_of_another_kind_is_read() -> None:
 )
 def test_what_the_graph_is_given_and_then_does_is_what_preprocess_does(recipe: Preprocessing, pixels: Pixels) -> None:
     raw = preprocess([pixels, pixels[::-1].copy()], replace(recipe, in_graph=True))
-    assert (raw.dtype, raw.flags.c_contiguous) == (np.uint8, True)
+    assert (raw.dtype.name, raw.flags.c_contiguous) == ("uint8", True)
     assert raw.shape[3] == len(recipe.mean)
     assert np.array_equal(normalise(raw, recipe), preprocess([pixels, pixels[::-1].copy()], recipe))
 

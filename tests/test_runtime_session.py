@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import importlib
 import re
 import subprocess
 import sys
@@ -826,3 +827,50 @@ def test_a_hundred_thousand_calls_hold_the_memory_flat() -> None:
     smallest, largest, calls = map(int, done.stdout.split())
     assert calls > 90_000  # submitted requests may share a run
     assert largest <= 1.05 * smallest, (smallest, largest)  # ± 5 % is what the runtime promises
+
+
+# --- a graph that normalises
+
+
+@pytest.fixture
+def raw(make_bundle: Make, manifest: Manifest) -> Path:
+    """four_classes.onnx behind a head that takes pictures as they are; a hand-written one."""
+    onnx = pytest.importorskip("onnx", reason="onnx writes the graph")
+    helper, numpy_helper = importlib.import_module("onnx.helper"), importlib.import_module("onnx.numpy_helper")
+
+    graph = onnx.ModelProto.FromString((Path(__file__).parent / "data" / "four_classes.onnx").read_bytes())
+    (picture,) = graph.graph.input
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["f"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Transpose", ["f"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("Div", ["t", "level"], [picture.name]),
+    ]
+    rest = [*graph.graph.node]
+    graph.graph.ClearField("node")
+    graph.graph.node.extend([*nodes, *rest])
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(255, np.float32), "level"))
+    graph.graph.ClearField("input")
+    graph.graph.input.append(helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, ["batch", 8, 8, 3]))
+    return make_bundle(
+        "raw-fp32",
+        files={"model.onnx": graph.SerializeToString()},
+        inputs=(Tensor("pixels", "uint8", ("batch", 8, 8, 3)),),
+        preprocessing={**(manifest.preprocessing or {}), "in_graph": True},
+        engines=(),
+    )
+
+
+def test_pictures_go_as_they_are_to_a_graph_that_normalises(raw: Path, bundle: Path) -> None:
+    pictures = [picture(colour, 20) for colour in (RED, GREEN, BLUE, DARK)]
+    with load(raw) as given, load(bundle) as plain:
+        assert given.preprocess(pictures).dtype == np.uint8
+        assert given.classify(pictures) == plain.classify(pictures)
+        assert [row[0].label for row in given.classify(pictures)] == ["red", "green", "blue", "dark"]
+
+
+def test_a_float_array_for_a_graph_that_normalises_is_refused_with_the_mend(raw: Path) -> None:
+    with load(raw) as session:
+        with pytest.raises(InputError, match=r"expected uint8 \(N, 8, 8, 3\), got float32 \(2, 8, 8, 3\)"):
+            session.infer(np.zeros((2, 8, 8, 3), np.float32))
+        with pytest.raises(InputError, match=r"expected uint8 \(N, 8, 8, 3\), got uint8 \(2, 3, 8, 8\)"):
+            session.infer(np.zeros((2, 3, 8, 8), np.uint8))
