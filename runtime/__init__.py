@@ -5,9 +5,43 @@ first session, Pillow with the first picture, and torch never.
 
     from engineworks import runtime
 
-    with runtime.load("googlenet-fp16") as model:
+    with runtime.load("demo/lenet5-fp16") as model:
         print(model.backend)
-        print(model.classify("cat.jpg", k=3))
+        print(model.classify("examples/seven.png", k=3))
+
+Prepared arrays, numpy or torch or whatever speaks DLPack, come back in kind; any number of rows goes in batches:
+
+    import numpy as np
+    from engineworks import runtime
+
+    with runtime.load("demo/lenet5-fp16", max_batch=8) as model:
+        x = model.preprocess("examples/seven.png")
+        distances = model.infer(x)
+        rows = list(model.infer_batch(np.concatenate([x] * 20)))
+        print(distances.shape, len(rows))
+
+A service loads once, warms up, and lets its callers share batches; what waits too long or too much is refused:
+
+    import asyncio
+    from engineworks import runtime
+
+    async def serve(model, x):
+        try:
+            return await model.ainfer(x, timeout=5.0)
+        except (runtime.QueueFullError, runtime.DeadlineError) as error:
+            return f"503: {error}"
+
+    async def main():
+        with runtime.load("demo/lenet5-fp16", contexts=2, nan="refuse") as model:
+            model.warmup()
+            x = model.preprocess("examples/seven.png")
+            answers = await asyncio.gather(*(serve(model, x) for _ in range(100)))
+            futures = [model.submit(x) for _ in range(10)]  # the same without asyncio
+            print(len(answers), futures[0].result().shape, model.stats().rows_per_call)
+
+    asyncio.run(main())
+
+Load in the process that serves: a session does not survive a fork, and says so.
 """
 
 from importlib import import_module

@@ -2,13 +2,18 @@
 
 import inspect
 import json
+import re
+import shutil
 import subprocess
 import sys
+import textwrap
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from engineworks import runtime
 
@@ -118,3 +123,21 @@ def test_every_value_is_frozen(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in runtime.__all__ if name.endswith("Error")])
 def test_every_error_is_one_of_ours(name: str) -> None:
     assert issubclass(getattr(runtime, name), runtime.EngineworksError)
+
+
+EXAMPLES = re.findall(r"(?:^    .*\n|^\n)+", f"{runtime.__doc__}\n", re.MULTILINE)
+EXAMPLES = [textwrap.dedent(example) for example in EXAMPLES if "import" in example]
+
+
+def test_the_package_shows_examples() -> None:
+    assert len(EXAMPLES) == 3
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_in_the_packages_words_runs(example: str, tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    shutil.copytree(root / "tests" / "data" / "lenet5-fp16", tmp_path / "demo" / "lenet5-fp16")
+    (tmp_path / "examples").mkdir()
+    Image.fromarray(np.full((28, 28), 200, np.uint8)).save(tmp_path / "examples" / "seven.png")
+    command = [sys.executable, "-W", "error", "-c", example]
+    assert subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()

@@ -45,7 +45,7 @@ def test_a_command_ends_with_its_status_in_one_line(
     assert status_of(command(body), "x-model", []) == status
     err = capsys.readouterr().err
     assert err.endswith(told) and "Traceback" not in err
-    assert bool(err) == bool(told)
+    assert bool(err.strip()) == bool(told)
 
 
 def test_progress_tells_what_is_left_and_takes_its_line_away() -> None:

@@ -125,10 +125,7 @@ def loading(path: Path, rounds: int = 7) -> None:
                 column.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         ours, bare = (statistics.median(times[which]) for which in ("ours", "bare"))
         least = min(times["ours"]) / min(times["bare"])
-        print(
-            f"{path.name:<14} load / opening its ONNX, {warm}: {ours / bare:.2f} (of the fastest {least:.2f}); "
-            f"{ours:.2f} s"
-        )
+        print(f"{path.name:<14} load / opening ONNX, {warm}: {ours / bare:.2f} (fastest: {least:.2f}); {ours:.2f} s")
 
 
 def main(*paths: str) -> None:
