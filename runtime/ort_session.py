@@ -24,6 +24,8 @@ _LOST = re.compile(r"(?:CUDA|CUDNN|CUBLAS)\w* (?:failure|error) (?!2\b)\d+", re.
 class OrtSession:
     """One ONNX Runtime session behind the contract that every backend keeps."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, session: Any, backend: Backend, gpu: int | None = None, held: Sequence[Any] = ()) -> None:
         self.backend = backend
         self.device = "cpu" if gpu is None else f"cuda:{gpu}"
@@ -41,9 +43,14 @@ class OrtSession:
             BackendError: the provider failed; the message is its own. After an error of CUDA every later call is
                 refused: the GPU's state is lost, and an answer could be wrong.
         """
-        session = self._opened()
+        session = self._session
+        if session is None or self._dead:
+            session = self._opened()
         try:
-            if all(isinstance(array, np.ndarray) for array in inputs.values()):
+            for array in inputs.values():
+                if not isinstance(array, np.ndarray):
+                    break
+            else:
                 result: list[Array] = session.run(outputs, inputs, *self._options)
                 return result
             return [value.numpy() for value in self._bound(session, inputs, outputs, "cpu")]

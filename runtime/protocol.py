@@ -86,6 +86,11 @@ class BackendSession(Protocol):
         """``cpu`` or ``cuda:N``: where outputs of ``run_on_device`` lie."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What turned out less than asked for, in words: a runtime cache not kept, a graph not captured."""
+        ...
+
     def run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Array]:
         """Run once and return each output on the host; the arrays are the caller's own."""
         ...

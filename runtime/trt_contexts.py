@@ -78,6 +78,7 @@ class Slot:
         self._capture = graphs == "ours"
         self._own_addresses = graphs != "none"  # a captured graph reads and writes where it did when it was captured
         self._graph: int | None = None
+        self._warm = False  # the batch size is that of the call before
         self._batch: int | None = None
         self._bound: dict[str, int] = {}
         self._inputs: dict[str, _Buffer] = {}
@@ -160,7 +161,7 @@ class Slot:
         if batch == self._batch:
             return
         self._drop_graph()  # a captured graph holds for the shapes that it was captured with
-        self._batch = None
+        self._batch, self._warm = None, False
         for name, buffer in self._inputs.items():
             shape = (batch, *buffer.tensor.row)
             self._require(self.context.set_input_shape(name, shape), f"shape {shape} of input {name!r}")
@@ -219,11 +220,12 @@ class Slot:
             return
         if not self.context.execute_async_v3(self.stream):
             raise Lost(f"execution failed: {self.journal.cause()}")
-        if self._capture:
+        if self._capture and self._warm:
             self._try_capture()
+        self._warm = True
 
     def _try_capture(self) -> None:
-        """Capture the same work for the next call; the call just made has warmed the context up."""
+        """Capture the same work for the next call: two of this batch size in a row were made, more may follow."""
         context = self.context
         if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self.stream):
             return  # not yet: kernels for this batch are still being compiled

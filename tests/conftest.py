@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from engineworks import runtime
+from engineworks.runtime import trt_journal
 from engineworks.runtime.manifest import Batch, EngineRecord, Model, Precision, Rung, Weights
 
 DATA = Path(__file__).parent / "data"
@@ -204,6 +205,7 @@ class FakeHost:
         self.plan = self.trt.Plan()
         for name in ("tensorrt", "tensorrt_rtx", "tensorrt_lean"):
             monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.setattr(trt_journal, "_loggers", {})  # else every fake module would live on in there
         real = ctypes.CDLL
         libraries = {"libcuda.so.1": self.driver}
         monkeypatch.setattr(

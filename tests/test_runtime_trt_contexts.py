@@ -164,12 +164,19 @@ def test_without_that_a_batch_size_is_captured_once_and_replayed(make: Open, fak
         batch = images(2, seed)
         assert np.array_equal(scores(session, batch), fake_host.trt.expected(batch))
     assert fake_host.driver.calls.count("cuStreamBeginCapture_v2") == 1
-    assert fake_host.driver.calls.count("cuGraphLaunch") == 4
+    assert fake_host.driver.calls.count("cuGraphLaunch") == 3
     (output,) = session.run_on_device({"image": Tensorlike(fake_host, images(2, 7))}, ["scores"])
     assert np.array_equal(output.numpy(), fake_host.trt.expected(images(2, 7)))  # type: ignore[attr-defined]
     del output
     session.close()
     assert fake_host.driver.leaks().get("graphs") is None
+
+
+def test_batch_sizes_that_alternate_are_not_captured(make: Open, fake_host: Any) -> None:
+    session = make("tensorrt", graphs=True)
+    for count in (2, 3, 2, 3):
+        assert np.array_equal(scores(session, images(count)), fake_host.trt.expected(images(count)))
+    assert "cuStreamBeginCapture_v2" not in fake_host.driver.calls
 
 
 def test_another_batch_size_is_captured_anew(make: Open, fake_host: Any) -> None:
@@ -196,6 +203,7 @@ def test_an_engine_that_cannot_be_captured_says_so_and_runs_as_before(make: Open
 
 def test_a_context_that_is_not_capturable_yet_is_asked_again(make: Open, fake_host: Any) -> None:
     session = make("rtx", graphs=True, takes_strategy=False, fails={"is_stream_capturable": False})
+    scores(session, images(2))
     scores(session, images(2))
     assert "cuStreamBeginCapture_v2" not in fake_host.driver.calls
     fake_host.plan.fails.clear()
