@@ -215,6 +215,12 @@ def expose(model: "ModelProto | bytes", tensors: Sequence[str]) -> Callable[[Map
     Raises:
         ExportError: the graph has no such tensor.
     """
+    content, batch = _cut(model, tensors)
+    return _runner(content, list(tensors), batch)
+
+
+def _cut(model: "ModelProto | bytes", tensors: Sequence[str]) -> tuple[bytes, int]:
+    """Return the graph with these outputs, serialised, and its batch size; no second copy outlives this function."""
     from onnx import ModelProto, ValueInfoProto
 
     graph = ModelProto.FromString(model if isinstance(model, bytes) else model.SerializeToString())
@@ -225,7 +231,7 @@ def expose(model: "ModelProto | bytes", tensors: Sequence[str]) -> Callable[[Map
         raise ExportError(f"calibration: expected tensors of the graph, got {what}.")
     del graph.graph.output[:]
     graph.graph.output.extend(ValueInfoProto(name=name) for name in tensors)  # ONNX Runtime infers their types
-    return _runner(graph.SerializeToString(), list(tensors), _fixed_batch(graph))
+    return graph.SerializeToString(), _fixed_batch(graph)
 
 
 def _runner(graph: bytes, tensors: list[str], batch: int) -> Callable[[Mapping[str, Array]], list[Array]]:

@@ -542,7 +542,7 @@ def test_nan_is_passed_on_or_refused_as_the_bundle_was_loaded(bundle: Path, bad:
     ("options", "told"),
     [
         ({"nan": "maybe"}, "nan: expected pass or refuse, got 'maybe'."),
-        ({"backend": "tensorflow"}, "backend: expected auto or onnxruntime, got 'tensorflow'"),
+        ({"backend": "tensorflow"}, "backend: expected one of auto, onnxruntime, tensorrt, rtx, got 'tensorflow'"),
         ({"contexts": 0}, "contexts: expected 1 or more, got 0."),
     ],
 )
