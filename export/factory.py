@@ -141,7 +141,7 @@ def _offers(name: str, value: Any, module: ModuleType) -> bool:
 
 
 class _Fresh(SourceFileLoader):
-    """Compiles the file as it is: Python's own way leaves a __pycache__ behind, and may take an old one for a new file."""
+    """Compiles the file as it is: Python's own way leaves a __pycache__ behind, and may take an old one for it."""
 
     def get_code(self, fullname: str) -> CodeType:
         code: CodeType = compile(Path(self.path).read_bytes(), self.path, "exec")

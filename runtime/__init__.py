@@ -63,9 +63,10 @@ if TYPE_CHECKING:
         ParityError,
         QueueFullError,
     )
+    from engineworks.runtime.loading import load
     from engineworks.runtime.manifest import Manifest, Tensor
     from engineworks.runtime.preprocessing import Preprocessing, preprocess
-    from engineworks.runtime.session import Session, load
+    from engineworks.runtime.session import Session
     from engineworks.runtime.stats import Stats
 
 __all__ = [
@@ -113,7 +114,8 @@ _HOMES = {
     "manifest": ("Manifest", "Tensor"),
     "preprocessing": ("Preprocessing", "preprocess"),
     "classify": ("Prediction", "softmax"),
-    "session": ("Session", "load"),
+    "loading": ("load",),
+    "session": ("Session",),
     "stats": ("Stats",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

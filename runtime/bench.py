@@ -15,7 +15,8 @@ import numpy.typing as npt
 from engineworks.runtime.backend import BackendName, Device
 from engineworks.runtime.command import Progress, leave, status_of
 from engineworks.runtime.errors import BackendError, EngineworksError, InputError
-from engineworks.runtime.session import Session, load
+from engineworks.runtime.loading import load
+from engineworks.runtime.session import Session
 from engineworks.runtime.stats import quantile
 
 Array = npt.NDArray[Any]

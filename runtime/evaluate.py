@@ -21,8 +21,9 @@ from engineworks.runtime.crops import TEN, ten_crops
 from engineworks.runtime.dataset import Dataset, open_dataset
 from engineworks.runtime.errors import BackendError, BundleError, InputError
 from engineworks.runtime.intervals import mcnemar, wilson
+from engineworks.runtime.loading import load
 from engineworks.runtime.preprocessing import preprocess
-from engineworks.runtime.session import Session, load
+from engineworks.runtime.session import Session
 
 Array = npt.NDArray[Any]
 

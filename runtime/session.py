@@ -4,16 +4,12 @@
 ``submit`` and ``ainfer`` let many callers share batches. A network is loaded once for each process: not before a fork.
 """
 
-import sys
-import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from itertools import islice
-from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any, overload
@@ -22,28 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from engineworks.runtime.arrays import Give, SupportsDLPack, giver, kept
-from engineworks.runtime.backend import (
-    ENGINES,
-    Backend,
-    BackendName,
-    Device,
-    check_choice,
-    open_bundle_session,
-    open_session,
-)
+from engineworks.runtime.backend import Backend
 from engineworks.runtime.batcher import Batcher
-from engineworks.runtime.bundle import GRAPH, Bundle, open_bundle
-from engineworks.runtime.checks import Contract, Nan, checked, contract, named, plain_rows
-from engineworks.runtime.classify import Prediction, predictions, softmax
-from engineworks.runtime.cuda import probe_gpu
+from engineworks.runtime.bundle import Bundle
+from engineworks.runtime.checks import Contract, checked, contract, named, plain_rows
+from engineworks.runtime.classify import Prediction, predictions
 from engineworks.runtime.errors import BackendError, BundleError, DeadlineError, InputError
 from engineworks.runtime.inflight import InFlight, Runner
 from engineworks.runtime.manifest import Manifest, Tensor
 from engineworks.runtime.preprocessing import Pictures, Preprocessing, one_by_one, preprocess
 from engineworks.runtime.rows import padded, rows_of, stacked
 from engineworks.runtime.stats import Stats, Tally
-
-__all__ = ["Prediction", "Session", "load", "softmax"]
 
 Array = npt.NDArray[Any]
 _QUEUE = 1024
@@ -177,7 +162,8 @@ class Session:
         """
         each, first = rows_of(self._rules.specs, rows), 0
         while some := [*islice(each, self._rules.largest)]:
-            arrays, give = stacked(self._rules.specs, some, first)
+            with _memory():
+                arrays, give = stacked(self._rules.specs, some, first)
             results = self._padded(arrays, len(some))
             alone = not isinstance(some[0], Mapping)
             for place in range(len(some)):  # copies: a row that is kept would keep the whole batch
@@ -204,7 +190,8 @@ class Session:
         """
         given, arrays, rows = self._checked(inputs)
         give = giver(given.values())
-        arrays = {name: kept(array, given[name]) for name, array in arrays.items()}
+        with _memory():
+            arrays = {name: kept(array, given[name]) for name, array in arrays.items()}
         finish = partial(_shaped, self._names, give, not isinstance(inputs, Mapping))
         return self._batcher.submit(arrays, rows, finish, timeout)
 
@@ -310,12 +297,8 @@ class Session:
         if not self._open:
             raise self._inflight.closed()
         given = named(self._rules.specs, inputs)
-        try:
+        with _memory():
             return given, *checked(self._rules, given)
-        except MemoryError as error:
-            raise BackendError(
-                "infer: out of memory while the inputs were made ready. Pass a smaller batch."
-            ) from error
 
     def _padded(self, arrays: dict[str, Array], rows: int) -> list[Array]:
         """Run rows, the last repeated up to the smallest batch; return the answers to the real ones."""
@@ -340,79 +323,13 @@ class Session:
         }
 
 
-def load(
-    path: Path | str,
-    *,
-    device: Device = "auto",
-    backend: BackendName = "auto",
-    strict: bool = False,
-    threads: int = 0,
-    contexts: int = 2,
-    max_batch: int | None = None,
-    nan: Nan = "pass",
-) -> Session:
-    """Open a bundle and make it ready to run.
-
-    Args:
-        path: the folder that export-model wrote.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        backend: ``auto`` takes the best that runs here; ``onnxruntime``, ``tensorrt``, ``rtx`` take that one or fail.
-        strict: refuse to pass over an engine made for this GPU, and to fall back to the CPU where a GPU is present.
-        threads: CPU threads for one run; 0 lets ONNX Runtime choose.
-        contexts: how many batches of ``submit`` and ``ainfer``, and calls on an engine, may be under way at once.
-        max_batch: the largest batch of one run, within the bundle's own; None for the bundle's largest.
-        nan: ``pass`` hands NaN and infinity on to the network, ``refuse`` makes an InputError of them.
-
-    Returns:
-        A ``Session``; close it, or use it in a ``with`` block.
-
-    Raises:
-        BundleError: not a bundle, damaged, edited, or of a later schema. Every file's digest is checked first.
-        BackendError: nothing can run it here, what was asked for does not work, or the memory does not suffice.
-        InputError: ``max_batch`` lies outside the bundle's sizes, or ``nan`` is neither of the two.
-    """
-    if contexts < 1:
-        raise BackendError(f"contexts: expected 1 or more, got {contexts}.")
-    bundle = open_bundle(path)
-    rules = contract(bundle.manifest.inputs, bundle.manifest.batch, max_batch, nan)
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Make an error of ours of memory that does not suffice for inputs."""
     try:
-        place = check_choice(backend, device)
-        if backend in ENGINES or (place.kind != "cpu" and probe_gpu(place.index).target):
-            runner: Runner = open_bundle_session(
-                bundle,
-                device=device,
-                backend=backend,
-                strict=strict,
-                contexts=contexts,
-                max_batch=max_batch,
-                threads=threads,
-            )
-        else:
-            runner = _open(bundle, device, strict=strict, threads=threads)
+        yield
     except MemoryError as error:
-        raise BackendError(f"bundle {bundle.manifest.name}: out of memory while it was opened. Free some.") from error
-    return Session(bundle, runner, rules=rules, contexts=contexts)
-
-
-def _open(bundle: Bundle, device: Device, *, strict: bool, threads: int) -> Runner:
-    """Check every file of the bundle, then let ONNX Runtime open its graph; where there is no GPU, this is quickest."""
-    cpu = str(bundle.manifest.graph.get("cpu", GRAPH))  # stands for the typed graph where the CPU lacks its kernels
-    _import_meanwhile()
-    with ExitStack() as stack:
-        graphs: dict[str, Any] = {name: stack.enter_context(bundle.checked(name)) for name in {GRAPH: 0, cpu: 0}}
-        bundle.verify(all_but=graphs)
-        return open_session(graphs[GRAPH], device, strict=strict, threads=threads, cpu_graph=graphs[cpu])
-
-
-def _import_meanwhile() -> None:
-    """Import onnxruntime in a thread while digests are computed; if it fails, ``open_session`` says why."""
-
-    def load_it() -> None:
-        with suppress(Exception):
-            import_module("onnxruntime")
-
-    if "onnxruntime" not in sys.modules:
-        threading.Thread(target=load_it, name="engineworks-import").start()
+        raise BackendError("out of memory while the inputs were made ready. Pass a smaller batch.") from error
 
 
 def _shut(batcher: Batcher, inflight: InFlight) -> None:

@@ -2,15 +2,9 @@
 
     PYTHONPATH=.typing python tests/bench/calibration_cost.py [--images 64] [--rounds 3] [--no-histograms]
 
-<<<<<<< HEAD
-Times are medians of ratios to plain inference of the same images in the same round, without imports; CPU seconds beside
-wall time, for a machine that others use too. Each peak is that of a process of its own. ONNX Runtime's Percentile and
-Entropy keep every tensor of every image: about 113 MB an image.
-=======
 Times are medians of ratios to plain inference of the same images in the same round, without imports; CPU seconds stand
 beside wall time, for a machine that others use too. Each peak is that of a process of its own. ONNX Runtime's
 Percentile and Entropy keep every tensor of every image: about 113 MB an image.
->>>>>>> h-obs
 """
 
 import argparse
