@@ -4,6 +4,8 @@ import ctypes
 import gc
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -205,6 +207,47 @@ def test_the_fake_finds_memory_that_is_not_there(device: Device, fake_host: Any)
         device.free(address)
         with pytest.raises(AssertionError, match="freed twice"):
             device.free(address)
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The library of ``data/stub_cuda.c``, compiled."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    made = tmp_path_factory.mktemp("stub") / "libcuda.so.1"
+    source = Path(__file__).parent / "data" / "stub_cuda.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(made), str(source)], check=True)
+    return ctypes.CDLL(str(made))
+
+
+def test_every_function_keeps_every_bit_against_a_compiled_library(monkeypatch: pytest.MonkeyPatch, stub: Any) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: stub)
+    assert probe_gpus() == Gpus((Gpu("sm89", "", "Stub"),), "13.1")
+    device, content, graph = Device(open_driver(), 0), bytes(range(256)), list[int]()
+    with device.current():
+        stream = device.make_stream()
+        out, back = device.allocate_host(256), device.allocate_host(256)
+        first, second = device.allocate(256), device.allocate(256)
+        ctypes.memmove(out, content, 256)
+        device.to_device(first, out, 256, stream)
+        device.copy(second, first, 256, stream)
+        device.to_host(back, second, 256, stream)
+        device.wait_for(stream, 2)
+        device.synchronise(stream)
+        assert ctypes.string_at(back, 256) == content and stream > 1 << 32
+        assert device.owner_of(first) == 3
+        with device.captured(stream, graph):
+            pass
+        device.launch(graph[0], stream)
+        device.destroy_graph(graph[0])
+        with pytest.raises(CudaError, match=r"^cuMemAlloc_v2: the stub refuses \(CUDA error 2\)$"):
+            device.allocate(1 << 50)
+        for address in (first, second):
+            device.free(address)
+        for address in (out, back):
+            device.free_host(address)
+        device.destroy_stream(stream)
 
 
 @pytest.mark.gpu
