@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from engineworks.runtime import BackendError, BundleError, load, open_bundle
-from engineworks.runtime.loading import BACKENDS
 
 
 def test_a_file_that_is_written_to_while_it_is_opened_is_found_out(
@@ -68,14 +67,16 @@ def test_an_onnxruntime_that_cannot_be_imported_is_told_once_and_in_words(bundle
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-def test_every_backend_that_is_offered_opens(bundle: Path, name: Any) -> None:
+@pytest.mark.parametrize("name", ["auto", "onnxruntime"])
+def test_what_runs_on_every_host_opens(bundle: Path, name: Any) -> None:
     with load(bundle, device="cpu", backend=name) as session:
         assert session.infer(np.zeros((1, 3, 8, 8), np.float32)).shape == (1, 4)
 
 
 def test_another_backend_is_refused_with_those_that_there_are(bundle: Path) -> None:
-    with pytest.raises(BackendError, match=r"^backend: expected auto or onnxruntime, got 'openvino'"):
+    with pytest.raises(
+        BackendError, match=r"^backend: expected one of auto, onnxruntime, tensorrt, rtx, got 'openvino'"
+    ):
         load(bundle, backend="openvino")  # type: ignore[arg-type]
 
 
