@@ -74,9 +74,7 @@ def test_what_runs_on_every_host_opens(bundle: Path, name: Any) -> None:
 
 
 def test_another_backend_is_refused_with_those_that_there_are(bundle: Path) -> None:
-    with pytest.raises(
-        BackendError, match=r"^backend: expected one of auto, onnxruntime, tensorrt, rtx, got 'openvino'"
-    ):
+    with pytest.raises(BackendError, match=r"^backend: expected one of auto, .*rtx, got 'openvino'"):
         load(bundle, backend="openvino")  # type: ignore[arg-type]
 
 
