@@ -1,6 +1,6 @@
 """The list of misbehaving models and what each got: torch.onnx.export beside this project, as a Markdown table.
 
-    python tests/bench/misbehaving_table.py [GROUP…]
+    python tests/bench/misbehaving_table.py [GROUP or NAME…]
 
 ``torch.onnx.export(dynamo=True)`` is given each module with a free batch, as its documentation says; what it exports is
 run in ONNX Runtime at batches 1, 2, 5 and 12, on inputs that neither exporter has seen.
@@ -99,7 +99,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     print("| model | torch.onnx.export; error at batch 1 / 2 / 5 / 12 | engineworks |\n|---|---|---|")
     for model in misbehaving.models().values():
-        if sys.argv[1:] and model.group not in sys.argv[1:]:
+        if sys.argv[1:] and not {model.group, model.name} & {*sys.argv[1:]}:
             continue
         with tempfile.TemporaryDirectory() as folder:
             silent = io.StringIO()
