@@ -112,6 +112,8 @@ def trace(module: "torch.nn.Module", examples: "list[torch.Tensor]", leaves: fro
         raise
     except Exception as error:  # whatever the module's own forward raises when it is run on proxies
         raise CannotTranslate(f"a forward that a trace cannot follow ({first_line(error)})") from error
+    if tracer.gave_up:
+        raise CannotTranslate(f"a forward that catches a refusal ({tracer.gave_up})")
     made = {str(node.target) for node in graph.nodes if node.op == "get_attr"} - held
     if made:
         raise CannotTranslate(f"a tensor made inside forward ({min(made)})")

@@ -23,7 +23,8 @@ class RunningTracer(fx.Tracer):
     """Traces a module that may be spoiled: what its forward writes, it writes on this module.
 
     ``values`` maps each node to what it gave; ``fixed`` are the nodes made of the module's own tensors alone;
-    ``writing`` are those that were seen to write on an argument; ``result`` is what ``forward`` returned.
+    ``writing`` are those that were seen to write on an argument; ``result`` is what ``forward`` returned; ``gave_up``
+    says what was refused, for a ``forward`` may catch that and take another way.
     """
 
     def __init__(self, examples: list[torch.Tensor], leaves: frozenset[type]) -> None:
@@ -32,6 +33,7 @@ class RunningTracer(fx.Tracer):
         self.fixed: set[fx.Node] = set()
         self.writing: set[fx.Node] = set()
         self.result: Any = None
+        self.gave_up = ""
         self._examples, self._rows = examples, len(examples[0])
         self._leaves = leaves
         self._names: dict[int, str] = {}
@@ -96,6 +98,11 @@ class RunningTracer(fx.Tracer):
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         self._run(proxy.node)
         return proxy
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Refuse a decision by data or by the batch."""
+        self.gave_up = f"a decision by the value of {obj.node.name}"
+        return bool(super().to_bool(obj))
 
     # --- running ---
 
@@ -205,12 +212,19 @@ class _RunningProxy(fx.Proxy):
         return bool(self._now.is_floating_point())
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[index] for index in range(len(self))]) if self._is_sequence() else super().__iter__()  # type: ignore[index]
+        if self._is_sequence():
+            return iter([self[index] for index in range(len(self))])  # type: ignore[index]
+        self.tracer.gave_up = f"a loop over {self.node.name}"
+        return super().__iter__()
 
     def __len__(self) -> int:
         if not self._is_sequence():
-            raise CannotTranslate(f"the length of {self.node.name}")
+            self._refuse("length")
         return len(self._now)
+
+    def _refuse(self, what: str) -> Any:
+        self.tracer.gave_up = f"the {what} of {self.node.name}"
+        raise CannotTranslate(self.tracer.gave_up)
 
     def _is_sequence(self) -> bool:
         return isinstance(self._now, (tuple, list))
@@ -220,5 +234,11 @@ def _augmented(write: Any) -> Callable[[fx.Proxy, Any], fx.Proxy]:
     return lambda self, other: self.tracer.create_proxy("call_function", write, (self, other), {})
 
 
+def _number(what: str) -> Callable[..., Any]:
+    return lambda self, *_: self._refuse(f"value as {what}")
+
+
+for _name, _what in (("int", "int"), ("float", "float"), ("index", "index"), ("contains", "container")):
+    setattr(_RunningProxy, f"__{_name}__", _number(_what))
 for _name in _AUGMENTED:  # PyTorch's own proxy takes x += y for x = x + y, and does not see the write
     setattr(_RunningProxy, f"__{_name}__", _augmented(getattr(operator, _name)))

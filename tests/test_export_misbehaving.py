@@ -16,9 +16,7 @@ import misbehaving  # type: ignore[import-not-found]
 
 ALL = misbehaving.models()
 SAME_DB = 80.0  # 13 of float32's 24 bits: sums in another order on inputs 30 times as large; another function keeps 40
-KNOWN = {
-    "a batch beyond the samples that is tried": "the trace does not notice that forward swallows its refusal",
-}
+KNOWN: dict[str, str] = {}  # exported wrong for now → why
 
 
 def cases(refused: bool) -> list[Any]:

@@ -247,7 +247,7 @@ DRAWN = {"g": torch.Generator(), "rand": lambda generator: torch.rand(1, generat
 OWN, OTHERWISE, STATE = "own tensors", "answers otherwise", "changes the module"
 REFUSED: dict[str, tuple[Net, str]] = {
     "a branch on the batch": (Net(lambda n, x: x * 2 if x.shape[0] > 4 else x), "control flow"),
-    "a loop over the batch": (Net(lambda n, x: torch.cat([x[i] for i in range(x.shape[0])])), "cannot follow"),
+    "a loop over the batch": (Net(lambda n, x: torch.cat([x[i] for i in range(x.shape[0])])), "the value as index"),
     "a branch on the data": (Net(lambda n, x: x if x.mean() > 0 else -x), "control flow"),
     "a branch on a weight": (Net(lambda n, x: x if n.w.sum() > 0 else -x, w=weight()), "control flow"),
     "a branch on what it is given": (Net(lambda n, x: x * 2 if isinstance(x, Tensor) else x), OTHERWISE),
