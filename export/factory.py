@@ -10,8 +10,9 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from engineworks.export.inputs import InputSpec
@@ -139,19 +140,26 @@ def _offers(name: str, value: Any, module: ModuleType) -> bool:
     return not name.startswith("_") and callable(value) and getattr(value, "__module__", "") == module.__name__
 
 
+class _Fresh(SourceFileLoader):
+    """Compiles the file every time: Python's own way leaves a __pycache__, and may take an old one for a new file."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
 def _from_file(file: Path, shown: str) -> ModuleType:
     if not file.is_file():
         raise ExportError(f"{file}: there is no such file.")
     place = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]
     name = f"engineworks_own_{place}"  # never the file's own: a random.py must not stand in for Python's
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
+    spec = importlib.util.spec_from_file_location(name, file, loader=_Fresh(name, str(file)))
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and others look their module up
     try:
         with users_code(shown, missing=f"If it lies beside {file.name}, set PYTHONPATH to their folder."):
-            # compiled here: Python's own way leaves a __pycache__ behind, and may take an old one for a new file
-            exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
+            spec.loader.exec_module(module)
     except BaseException:
         sys.modules.pop(name, None)
         raise
