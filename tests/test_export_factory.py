@@ -114,7 +114,7 @@ def test_inputs_and_outputs_of_every_kind_go_through_the_whole_way(write: Write,
     recipe = write(
         """
 class Net(Tiny):
-    def forward(self, x, shift, scale=None):
+    def forward(self, x, shift):
         y = super().forward(x) + shift
         return {"scores": y, "parts": (y * 2, [y - 1])}
 """,
@@ -152,6 +152,7 @@ def test_inputs_and_values_that_are_returned_as_they_are(write: Write, tmp_path:
         ("class Net(Tiny):\n    def forward(self, x): y = super().forward(x); return y, y.argmax(1)", ("6",)),
         ("class Net(Tiny):\n    def forward(self, x): return super().forward(x) > 0.1", ("6",)),
         ("class Net(Tiny):\n    def forward(self, x, m): return super().forward(x) * m", ("x:6", "m:4:bool")),
+        ("class Net(Tiny):\n    def forward(self, x, m=None): return super().forward(x)", ("x:6",)),
         ("class Net(Tiny):\n    def forward(self, x, *, k=2.0): return super().forward(x) * k", ("x:6",)),
         ("class Net(nn.Module):\n    def __init__(s):\n        super().__init__(); s.e = nn.Embedding(10, 5)\n"
          "    def forward(s, ids): return s.e(ids).mean(1)", ("ids:7:int64",)),
