@@ -169,7 +169,7 @@ class _Ladder:
         graph, weights = self.exported.graph, self.exported.weights
         plain = graph.SerializeToString()
         ranges = self._ranges(plain) if kind == "fp16" else None
-        plain_answers = self._answers(plain, weights)
+        plain_answers = self._plain_answers(plain, weights)
         floors = self._half_floors(kind)
         self.tidy()
         notes = _check_ranges(graph, ranges.result()) if ranges is not None else ()
@@ -198,8 +198,13 @@ class _Ladder:
     def _outputs(self) -> list[str]:
         return [value.name for value in self.exported.graph.graph.output]
 
-    def _answers(self, graph: bytes, weights: Weights = MappingProxyType({})) -> Answers:
-        return self.referee.answers(graph, self._outputs, list(self.yardstick.answers), weights)
+    def _plain_answers(self, graph: bytes, weights: Weights) -> Answers:
+        """Ask the float32 graph, smallest batch first: the compiler is done with its memory before the largest."""
+        return self.referee.answers(graph, self._outputs, sorted(self.yardstick.answers), weights)
+
+    def _answers(self, graph: bytes) -> Answers:
+        """Ask the graph that ships, largest batch first: what it leaves in memory serves the others."""
+        return self.referee.answers(graph, self._outputs, sorted(self.yardstick.answers, reverse=True))
 
     def _ranges(self, graph: bytes) -> "Future[dict[str, float]]":
         """Observe all samples, as few at once as the graph takes: each tensor of the graph stays in memory for them."""
