@@ -219,7 +219,7 @@ class _Ladder:
         check_realised(graph, "fp32")
         content = whole(graph, self.exported.weights)
         on_typed(content)
-        answers = self._answers(content, check=self._hold)
+        answers = self._plain_answers(content)
         rungs = self._climb(answers, "onnx-fp32", self._float32_floors())
         return self._proven(graph, content, None, rungs, ())
 
@@ -228,7 +228,7 @@ class _Ladder:
         graph, weights = with_head(self.exported.graph, self.head), self.exported.weights
         plain = graph.SerializeToString()
         ranges = self._ranges(plain) if kind == "fp16" else None
-        plain_answers = self._answers(plain, weights, check=self._hold)
+        plain_answers = self._plain_answers(plain, weights)
         floors = self._half_floors(kind)
         self.tidy()
         notes = _check_ranges(graph, ranges.result()) if ranges is not None else ()
@@ -268,10 +268,13 @@ class _Ladder:
     def _outputs(self) -> list[str]:
         return [value.name for value in self.exported.graph.graph.output]
 
-    def _answers(
-        self, graph: bytes, weights: Weights = MappingProxyType({}), check: Callable[[OrtSession], None] | None = None
-    ) -> Answers:
-        return self.referee.answers(graph, self._outputs, list(self.yardstick.answers), weights, check)
+    def _plain_answers(self, graph: bytes, weights: Weights = MappingProxyType({})) -> Answers:
+        """Ask the float32 graph, smallest batch first: the compiler is done with its memory before the largest."""
+        return self.referee.answers(graph, self._outputs, sorted(self.yardstick.answers), weights, self._hold)
+
+    def _answers(self, graph: bytes) -> Answers:
+        """Ask the graph that ships, largest batch first: what it leaves in memory serves the others."""
+        return self.referee.answers(graph, self._outputs, sorted(self.yardstick.answers, reverse=True))
 
     def _ranges(self, graph: bytes) -> "Future[dict[str, float]]":
         """Observe all samples, as few at once as the graph takes: each tensor of the graph stays in memory for them."""

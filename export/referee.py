@@ -98,7 +98,8 @@ class Referee:
 
     def _run(self, opened: Future[OrtSession], outputs: list[str], size: int) -> list[Array]:
         inputs: dict[str, npt.NDArray[np.generic]] = {key: rows(array, size) for key, array in self._inputs.items()}
-        return [np.asarray(result, np.float32) for result in opened.result().run(inputs, outputs)]
+        results = opened.result().run(inputs, outputs)
+        return [np.array(result, np.float32) for result in results]  # a copy: theirs keeps the session's whole memory
 
     def _close(self) -> None:
         if self._session is not None:

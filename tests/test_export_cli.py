@@ -565,7 +565,10 @@ def test_wrong_use_of_the_flags_for_ones_own_models_exits_2_before_any_code_runs
         (("net.py:other", "--shape", "6"), "there is no 'other' in it. It offers: make."),
         (("net.py:torch", "--shape", "6"), "expected a function or class that makes a torch.nn.Module, got a module"),
         (("no.such:make", "--shape", "6"), "No module named 'no'"),
-        (("net.py:make", "--shape", "5"), "raises RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        (
+            ("net.py:make", "--shape", "5"),
+            "raises RuntimeError at a batch of 3: mat1 and mat2 shapes cannot be multiplied",
+        ),
         (("net.py:make", "--shape", "6:int64"), "raises RuntimeError"),
         (("net.py:make", "--shape", "other:6"), "--shape: forward takes input; got other."),
         (("net.py:make", "--shape", "6", "--model-arg", "classes=many"), "net.py:make raises TypeError"),

@@ -578,7 +578,7 @@ def test_changed_labels_or_samples_are_no_hit(tmp_path: Path) -> None:
 
 def test_randomness_is_told_from_answers_that_lean_on_the_batch(own: Recipe, tmp_path: Path) -> None:
     for name, error, message in (
-        ("Random", ExportError, "differently from call to call: it draws random numbers or keeps state"),
+        ("Random", ExportError, "otherwise from call to call: random numbers"),
         ("Whole", ParityError, r"depends on its whole batch\. Fix the batch"),
     ):
         with pytest.raises(error, match=message):

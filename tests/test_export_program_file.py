@@ -183,7 +183,7 @@ def test_a_batch_without_an_upper_end_takes_any(save: Save) -> None:
     [
         (Tiny(), True, "forward draws random numbers (aten.dropout.default at dropout)"),
         (Random(), False, "forward draws random numbers (aten.rand.default at rand)"),
-        (Counts(), False, "forward changes the module's own state (seen); an engine keeps none"),
+        (Counts(), False, "forward changes the module's own state (seen), which an engine cannot keep"),
         (Tiny().half(), False, "expected float32 weights, weight is torch.float16. Export the float32 network."),
         (Tiny().double(), False, "expected float32 weights, weight is torch.float64"),
     ],
