@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engineworks.export.original import PYTORCH, TITLES
-from engineworks.export.probe import Probes
+from engineworks.export.probe import Probes, refuse
 from engineworks.export.referee import Answers
 from engineworks.runtime.compare import Agreement, agreement
 from engineworks.runtime.errors import ParityError
@@ -68,7 +68,9 @@ def climb(
             rung = _rung((name, yardstick.title), output, batch, figures, floor)
             _check(rung, figures, yardstick.probes)
             rungs.append(rung)
-    answers.checked.result()
+    found = answers.checked.result()
+    if yardstick.probes is not None:
+        refuse(yardstick.probes, found)
     return tuple(rungs)
 
 

@@ -124,6 +124,27 @@ def _check_outputs(leaves: Sequence[Any], count: int, run: Run, inputs: Mapping[
 
 
 def hold(session: "OrtSession", outputs: Sequence[str], probes: Probes, smallest: int, *, free: bool) -> None:
+    """Refuse a float32 graph that ``differing`` finds.
+
+    Raises:
+        ParityError: the graph is another function than the original, or a row's answer depends on the rows beside it.
+    """
+    refuse(probes, differing(session, outputs, probes, smallest, free=free))
+
+
+def refuse(probes: Probes, found: "tuple[str, float] | None") -> None:
+    """Raise what ``differing`` found. The reason is looked for in PyTorch: in one thread at a time, for it keeps state.
+
+    Raises:
+        ParityError: with the reason and the user's line; nothing for None.
+    """
+    if found is not None:
+        raise ParityError(probes.mixed() or _otherwise(*found) + probes.blame())
+
+
+def differing(
+    session: "OrtSession", outputs: Sequence[str], probes: Probes, smallest: int, *, free: bool
+) -> "tuple[str, float] | None":
     """Hold a float32 graph's answers against the original's; where the batch is free, those to each row by itself.
 
     Only float outputs are compared, where they are finite: one index more or less says nothing.
@@ -135,8 +156,8 @@ def hold(session: "OrtSession", outputs: Sequence[str], probes: Probes, smallest
         smallest: the smallest batch.
         free: whether there are larger ones.
 
-    Raises:
-        ParityError: the graph is another function than the original, or a row's answer depends on the rows beside it.
+    Returns:
+        The first output that is another, and the decibels that it keeps; None where there is none.
     """
     for row in range(len(next(iter(probes.inputs.values()))) if free else 1):
         few = {name: rows(array[row : row + 1], smallest) if free else array for name, array in probes.inputs.items()}
@@ -144,7 +165,8 @@ def hold(session: "OrtSession", outputs: Sequence[str], probes: Probes, smallest
         for name, expected, got in zip(outputs, probes.answers, results, strict=False):
             kept = _decibels(rows(expected[row : row + 1], smallest) if free else expected, np.asarray(got))
             if not kept > _SAME_DB:
-                raise ParityError(probes.mixed() or _otherwise(name, kept) + probes.blame())
+                return name, kept
+    return None
 
 
 def _decibels(expected: Array, got: Array) -> float:

@@ -18,7 +18,7 @@ from engineworks.export.memory import give_back_memory
 from engineworks.export.parity import Yardstick, climb
 from engineworks.export.pools import remove_empty_pools
 from engineworks.export.precision import check_realised
-from engineworks.export.probe import hold
+from engineworks.export.probe import differing, hold
 from engineworks.export.recipe import Recipe
 from engineworks.export.referee import Answers, Referee
 from engineworks.export.reference import float32_floor, noise_floor, rounded_trace
@@ -253,11 +253,12 @@ class _Ladder:
     ) -> Proven:
         return Proven(graph, content, cpu, rungs, notes, self.exported.route, self.exported.simplifier)
 
-    def _hold(self, session: OrtSession) -> None:
+    def _compare(self, session: OrtSession) -> tuple[str, float] | None:
         """Hold the float32 graph against what the original answers to inputs unlike the samples."""
-        if self.yardstick.probes is not None:
-            sizes = self.yardstick.answers
-            hold(session, self._outputs, self.yardstick.probes, min(sizes), free=len(sizes) > 1)
+        if self.yardstick.probes is None:
+            return None
+        sizes = self.yardstick.answers
+        return differing(session, self._outputs, self.yardstick.probes, min(sizes), free=len(sizes) > 1)
 
     def tidy(self) -> None:
         """Free what the steps before left behind, where it is worth the moment that this takes."""
@@ -270,7 +271,7 @@ class _Ladder:
 
     def _plain_answers(self, graph: bytes, weights: Weights = MappingProxyType({})) -> Answers:
         """Ask the float32 graph, smallest batch first: the compiler is done with its memory before the largest."""
-        return self.referee.answers(graph, self._outputs, sorted(self.yardstick.answers), weights, self._hold)
+        return self.referee.answers(graph, self._outputs, sorted(self.yardstick.answers), weights, self._compare)
 
     def _answers(self, graph: bytes) -> Answers:
         """Ask the graph that ships, largest batch first: what it leaves in memory serves the others."""

@@ -19,16 +19,17 @@ from engineworks.export.samples import rows
 from engineworks.runtime.backend import OrtSession, open_session
 
 Array = npt.NDArray[Any]
-Check = Callable[[OrtSession], None]
+Found = tuple[str, float] | None
+Check = Callable[[OrtSession], Found]
 _MUCH = 1 << 28  # bytes of weights: beyond, memory is worth more than the speed of a few runs
 
 
 @dataclass(frozen=True)
 class Answers:
-    """By batch size, what a graph answers, as soon as it has; and the end of the check that followed."""
+    """By batch size, what a graph answers, as soon as it has; and what the check that followed found."""
 
     by_batch: Mapping[int, Future[list[Array]]]
-    checked: Future[None]
+    checked: Future[Found]
 
 
 class Referee:
@@ -83,9 +84,8 @@ class Referee:
         self._pool.submit(self._close)
         return Answers(answers, checked)
 
-    def _check(self, opened: Future[OrtSession], check: Check | None) -> None:
-        if check is not None:
-            check(opened.result())
+    def _check(self, opened: Future[OrtSession], check: Check | None) -> Found:
+        return None if check is None else check(opened.result())
 
     def _open(self, graph: bytes, weights: Weights) -> OrtSession:
         lean = len(graph) + sum(array.nbytes for array in weights.values()) > _MUCH

@@ -237,6 +237,7 @@ def test_tensorrt_rtx_builds_the_networks_of_the_lecture(name: str, int8: int) -
 
 
 def exported(name: str) -> onnx.ModelProto:
+    from engineworks.export.apart import whole
     from engineworks.export.prove import export_graph
     from engineworks.export.recipe import Recipe
     from engineworks.models import find
@@ -246,4 +247,6 @@ def exported(name: str) -> onnx.ModelProto:
     shape = {"lenet5": (1, 32, 32), "alexnet-paper": (3, 227, 227)}.get(name, (3, 224, 224))
     inputs = {"image": RNG.standard_normal((2, *shape)).astype(np.float32)}
     recipe = Recipe(name, batch=Batch(1, 2, 4))
-    return export_graph(build_network(find(name)).eval(), inputs, ("scores",), recipe).graph
+    made = export_graph(build_network(find(name)).eval(), inputs, ("scores",), recipe)
+    graph: onnx.ModelProto = onnx.ModelProto.FromString(whole(made.graph, made.weights))
+    return graph

@@ -27,6 +27,7 @@ METHODS = ("minmax", "percentile", "mse", "entropy")
 
 def export(file: Path) -> None:
     """Export ResNet-50 with the project's own random weights, which keep activations alive."""
+    from engineworks.export.apart import whole
     from engineworks.export.prove import export_graph
     from engineworks.export.recipe import Recipe
     from engineworks.models.registry import find
@@ -36,7 +37,7 @@ def export(file: Path) -> None:
     exported = export_graph(
         build_network(find("resnet50"), None, seed=0), {"image": image}, ("scores",), Recipe("resnet50")
     )
-    file.write_bytes(exported.graph.SerializeToString())
+    file.write_bytes(whole(exported.graph, exported.weights))
 
 
 def images(count: int) -> Iterator[dict[str, Any]]:

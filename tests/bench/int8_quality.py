@@ -59,6 +59,7 @@ def lite0() -> onnx.ModelProto:
         EfficientNet,
     )
 
+    from engineworks.export.apart import whole
     from engineworks.export.prove import export_graph
     from engineworks.export.recipe import Recipe
     from engineworks.runtime.manifest import Batch
@@ -67,7 +68,9 @@ def lite0() -> onnx.ModelProto:
     module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
     torch.manual_seed(0)
     inputs = {"image": torch.randn(2, 3, SIDE, SIDE).numpy()}
-    return export_graph(module, inputs, ("scores",), Recipe("lite0", batch=Batch(1, 8, 64))).graph
+    made = export_graph(module, inputs, ("scores",), Recipe("lite0", batch=Batch(1, 8, 64)))
+    graph: onnx.ModelProto = onnx.ModelProto.FromString(whole(made.graph, made.weights))
+    return graph
 
 
 def batches(images: Floats, size: int = 5) -> list[dict[str, Floats]]:
