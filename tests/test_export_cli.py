@@ -19,7 +19,9 @@ from engineworks import runtime
 from engineworks.export.cli import main
 from engineworks.models import NETWORKS
 
-COMMAND = [sys.executable, "-c", "from engineworks.export.cli import run; run()"]
+# Ctrl-C works as at a terminal, also where the tests were started in the background, which ignores it
+LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+COMMAND = [sys.executable, "-c", LISTEN + "from engineworks.export.cli import run; run()"]
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx")
 FAST = ("--engine", "none", "--batch", "1:2:3")  # every file but the engine; the same code paths
 Said = tuple[int, str, str]
