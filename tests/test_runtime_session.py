@@ -765,7 +765,7 @@ def test_running_out_of_memory_while_loading_is_our_own_error(bundle: Path, monk
 INTERRUPTED = """
 import signal, sys, threading, time, os, numpy as np
 from engineworks import runtime
-signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests were started in the background, it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started behind
 model = runtime.load(sys.argv[1], device="cpu", threads=1)
 x = np.zeros((8, 1, 32, 32), np.float32)
 main = threading.main_thread().ident
