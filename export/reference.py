@@ -33,6 +33,7 @@ RoundedRun = Callable[[Mapping[str, Array], HalfType], list[Array]]
 
 _SIGNIFICAND = {"fp32": 24, "fp16": 11, "bf16": 8}  # bits, the hidden one included (IEEE 754-2019, table 3.5)
 _SAME_DB = 90.0  # 15 bits: above what other sums in float32 cost a deep network, far below a batch that matters
+_AVERAGES = {"GlobalAveragePool", "ReduceMean", "ReduceSum"}
 _DB_PER_BIT = 20 * math.log10(2)
 
 
@@ -131,8 +132,22 @@ def float32_floor(half_floor: float, kind: HalfType, graph: "ModelProto") -> flo
 
 
 def _longest_sum(graph: "ModelProto") -> int:
-    kernels = (list(tensor.dims) for tensor in graph.graph.initializer if len(tensor.dims) >= 2)
-    return max((math.prod(dims[1:]) for dims in kernels), default=1)
+    """Return how many terms the longest sum has: of a kernel, or of an average or a total over a value's own axes."""
+    kernels: list[int] = [
+        math.prod(list(tensor.dims)[1:]) for tensor in graph.graph.initializer if len(tensor.dims) >= 2
+    ]
+    values = (*graph.graph.input, *graph.graph.value_info, *graph.graph.output)
+    sizes = {value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in values}
+    averages: list[int] = [
+        _all_but_batch(sizes[node.input[0]]) // max(_all_but_batch(sizes[node.output[0]]), 1)
+        for node in graph.graph.node
+        if node.op_type in _AVERAGES and node.input[0] in sizes and node.output[0] in sizes
+    ]
+    return max((*kernels, *averages, 1))
+
+
+def _all_but_batch(sizes: Sequence[int]) -> int:
+    return math.prod(int(size) for size in sizes[1:] if size > 0)
 
 
 def rounded_program(program: "ExportedProgram") -> RoundedRun:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -129,6 +130,17 @@ def test_rows_that_are_not_the_same_are_not_stretched() -> None:
     net, x = make(Plain), pictures()
     with pytest.raises(AssertionError, match="stretch"):
         noise_floor(by_trace(net), {"x": x[:1]}, answer(net, {"x": x}), "fp16")
+
+
+@pytest.mark.parametrize("operator", ["GlobalAveragePool", "ReduceMean", "ReduceSum"])
+def test_an_average_is_a_sum_too(operator: str) -> None:
+    info = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 4, side, side])
+        for name, side in (("x", 100), ("y", 1))
+    ]
+    node = onnx.helper.make_node(operator, ["x"], ["y"])
+    made = onnx.helper.make_model(onnx.helper.make_graph([node], "g", info[:1], info[1:]))
+    assert float32_floor(60.0, "fp16", made) == pytest.approx(60 + 13 * 6.0206 - 40, abs=0.01)  # 10·log10(100 × 100)
 
 
 def test_float32_gains_its_bits_and_pays_for_its_longest_sum() -> None:
