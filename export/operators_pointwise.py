@@ -135,16 +135,24 @@ def glu(e: Emitter, input: str, dim: int = -1) -> str:
 
 
 def binary(operator_name: str) -> Rule:
-    """One ONNX operator with two inputs, either of which may be a constant or a number."""
+    """One ONNX operator with two inputs, either of which may be a constant or a number; no sum with the number 0."""
 
     def rule(e: Emitter, input: Any, other: Any, *, alpha: float = 1) -> str:
         if alpha != 1:
             raise CannotTranslate("add or sub with alpha")
+        if operator_name == "Add" and (_is_zero(input) or _is_zero(other)):  # what loops and sum() start from
+            value = other if _is_zero(input) else input
+            if isinstance(value, str):
+                return value
         names = [tensor(e, input, "left"), tensor(e, other, "right")]
         check_broadcast(e, input, other)
         return e.emit(operator_name, names)
 
     return rule
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0
 
 
 def swapped(rule: Rule) -> Rule:

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engineworks.export.recipe import Batch
+from engineworks.export.translate import translate
+
 PICTURE = (2, 4, 5, 6)
 
 
@@ -60,6 +63,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Any]] = {
     "means dropping axes": lambda x: x.mean(dim=[2, 3]) + x.sum(dim=(-1, 2)) + torch.amax(x, (2, 3)),
     "an extreme's values": lambda x: torch.max(x, dim=1, keepdim=True)[0] + x.min(1, keepdim=True).values,
     "an extreme's values, unpacked": lambda x: x.max(-1)[0],
+    "a sum from nought": lambda x: sum([x, x * 2]) + 0.0,
     "products": lambda x: x @ x.transpose(2, 3) + torch.matmul(x, x.mT),
     "not much": lambda x: x.to(torch.float32).float().clone().detach().contiguous().type_as(x),
 }
@@ -68,6 +72,15 @@ FUNCTIONS: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.parametrize("what", ACTIVATIONS)
 def test_a_module_is_right(what: str, translated: Any) -> None:
     translated(nn.Sequential(nn.Conv2d(4, 4, 1), ACTIVATIONS[what]), *PICTURE)
+
+
+def test_a_sum_that_starts_from_nought_has_no_node_for_it() -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return sum([x, x.relu()])
+
+    graph, _ = translate(Sum(), {"x": torch.randn(PICTURE)}, ("y",), batch=Batch(1, 4, 8), opset=20)
+    assert [node.op_type for node in graph.graph.node] == ["Relu", "Add"]
 
 
 @pytest.mark.parametrize("what", FUNCTIONS)

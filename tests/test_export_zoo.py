@@ -46,7 +46,7 @@ LEFT = {
     "torchvision:vit_b_16": "control flow",  # nn.MultiheadAttention asks whether query and key are one tensor
     "torchvision:swin_t": "_get_relative_position_bias",
     "torchvision:maxvit_t": "einsum",
-    "timm:edgenext_xx_small": "made inside forward",  # its positions
+    "timm:edgenext_xx_small": "index of getitem",  # positions looked up where a mask is nought
     "timm:vit_tiny_patch16_224": "moves the batch",  # queries, keys and values are taken apart along the first axis
 }
 BITS = 20 * math.log10(2)
