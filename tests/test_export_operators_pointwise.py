@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engineworks.export.recipe import Batch
 from engineworks.export.translate import translate
+from engineworks.runtime.manifest import Batch
 
 PICTURE = (2, 4, 5, 6)
 
@@ -79,7 +79,7 @@ def test_a_sum_that_starts_from_nought_has_no_node_for_it() -> None:
         def forward(self, x: Tensor) -> Any:
             return sum([x, x.relu()])
 
-    graph, _ = translate(Sum(), {"x": torch.randn(PICTURE)}, ("y",), batch=Batch(1, 4, 8), opset=20)
+    graph, _ = translate(Sum().eval(), {"x": torch.randn(PICTURE)}, ("y",), batch=Batch(1, 4, 8), opset=20)
     assert [node.op_type for node in graph.graph.node] == ["Relu", "Add"]
 
 
