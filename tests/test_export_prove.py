@@ -12,8 +12,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engineworks.export.ladder import Proven
 from engineworks.export.parity import Yardstick, batches
-from engineworks.export.prove import Proven, export_graph, prove
+from engineworks.export.prove import export_graph, prove
 from engineworks.export.recipe import Recipe
 from engineworks.export.reference import answer, answers_by_batch
 from engineworks.export.to_onnx import Exported
