@@ -97,7 +97,7 @@ def open_calibration(
         ExportError: no such data, fewer than 8 images, or images that do not fit the network.
     """
     tensors = [Tensor(spec.name, spec.dtype, ("batch", *spec.shape)) for spec in inputs]
-    known = None if preprocessing is None else Preprocessing.from_json(preprocessing)
+    known = normalised_before(preprocessing)
     assert recipe.calib_data is not None
     try:
         return open_images(
@@ -109,6 +109,11 @@ def open_calibration(
         )
     except InputError as error:
         raise ExportError(str(error)) from error
+
+
+def normalised_before(preprocessing: Mapping[str, Any] | None) -> Preprocessing | None:
+    """Return how pictures are made ready for the graph behind a head; None where that is not known."""
+    return None if preprocessing is None else replace(Preprocessing.from_json(preprocessing), in_graph=False)
 
 
 def held_out_samples(images: Images, pictures: Preprocessing | None = None) -> dict[str, Array]:
@@ -277,7 +282,8 @@ def _quantised(
 
 def _completed(record: Calibration, made: Quantised, job: Calibrator) -> Calibration:
     """Write down what was decided."""
-    tensors = {name: replace(tensor, scale=tensor.candidates[made.method]) for name, tensor in record.tensors.items()}
+    chosen = {name: tensor.candidates[made.method] for name, tensor in record.tensors.items()} | dict(made.scales)
+    tensors = {name: replace(tensor, scale=chosen[name]) for name, tensor in record.tensors.items()}
     share = f"among the layers that the answers feel most, at {made.fp16_share:.2%} of the multiply-adds together"
     return replace(
         record,

@@ -152,9 +152,8 @@ def _calibrator(job: Job, original: Original) -> "Calibrator | None":
     """Open the images that INT8 is calibrated with; None for every other precision."""
     if job.recipe.precision != "int8":
         return None
-    from engineworks.export.calibrate import Calibrator, open_calibration
+    from engineworks.export.calibrate import Calibrator, normalised_before, open_calibration
     from engineworks.export.norms import seen_in_training
-    from engineworks.runtime.preprocessing import Preprocessing
 
     known = job.source.preprocessing
     images = open_calibration(job.recipe, original.inputs, known, lambda words: job.say("calibration", words, True))
@@ -162,7 +161,7 @@ def _calibrator(job: Job, original: Original) -> "Calibrator | None":
     return Calibrator(
         job.recipe,
         images,
-        None if known is None else Preprocessing.from_json(known),
+        normalised_before(known),
         partial(seen_in_training, original.module if job.source.weights.trained else None),
         job.say,
         job.on_progress,
