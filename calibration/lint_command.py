@@ -68,7 +68,7 @@ def _read(path: Path) -> "ModelProto":
     Raises:
         ExportError: there is none, it is no ONNX, or its weights lie in files beside it.
     """
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
     from onnx import ModelProto, TensorProto
 
     file = path / GRAPH if path.is_dir() else path

@@ -63,7 +63,8 @@ def refused(recipe: Recipe, tmp_path: Path) -> str:
 
 
 def graph_of(bundle: Bundle) -> onnx.ModelProto:
-    return onnx.ModelProto.FromString(bundle.read("model.onnx"))
+    graph: onnx.ModelProto = onnx.ModelProto.FromString(bundle.read("model.onnx"))
+    return graph
 
 
 def test_the_layers_that_int8_suits_compute_in_it_and_the_rest_in_fp16(made: Bundle) -> None:
