@@ -26,7 +26,8 @@ Quality = Literal["fast", "normal", "high"]
 OnProgress = Callable[[str, int, int], None]
 FP16_SHARE = 0.01
 _FIT = {"fast": 0, "normal": 50, "high": 100}  # images that layers are fitted on, at most
-_HELD = 25  # images that steps are compared on, at most
+MOST_FIT = max(_FIT.values())
+MOST_HELD = 25  # images that steps are compared on, at most
 _SCANNED = 12  # images that the layers to leave out are found on
 _ROWS = 5  # images that run at once
 _ROOM = 1_500_000_000  # bytes for the values of the fitting images
@@ -37,10 +38,12 @@ class Measured:
     """What was observed of the tensors that ``place`` names: the candidates for ranges, and channel means.
 
     ``scales``: way of choosing ranges → tensor → step of the symmetric grid. ``means``: tensor → ``(C,)``.
+    ``held_out``: inputs that were not observed; None where there are none.
     """
 
     scales: Mapping[str, Mapping[str, float]]
     means: Mapping[str, Array]
+    held_out: Batches | None = None
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,8 @@ def quantise(
 
     Args:
         model: the float32 graph, batch norm folded.
-        batches: calibration inputs; the last quarter (25 images at most) is held out of every fit, and every step is
-            measured on it.
+        batches: calibration inputs. Every step is measured on those that ``measured`` holds out, else on the last
+            quarter of these, which no fit then sees; on 25 images at most.
         measured: what was observed of ``place(model).scale_of``'s tensors and of the layers' inputs.
         method: a key of ``measured.scales``, or ``auto``: that which serves the network best.
         quality: ``fast`` corrects biases from means; ``normal`` shifts, rounds and fits layer by layer; ``high`` also
@@ -117,7 +120,7 @@ def quantise(
     """
     placement = place(model)
     _check(placement, measured, method, quality, fp16_share)
-    fit, held, notes = _split(model, batches, quality)
+    fit, held, notes = _split(model, batches, measured.held_out, quality)
     job = _Job(model, placement, measured, quality, rest, fit, held, run_all(model, held, optimise="all"), on_progress)
     method, scales, layers, steps = _choose(job, method)
     graph = insert_qdq(model, placement, scales, weights=layers, rest=rest)
@@ -150,16 +153,21 @@ def _grouped(rows: Sequence[Mapping[str, Array]], fixed: int, size: int = _ROWS)
     return [{name: np.concatenate([row[name] for row in group]) for name in group[0]} for group in groups]
 
 
-def _split(model: "ModelProto", batches: Batches, quality: Quality) -> tuple[Batches, Batches, tuple[str, ...]]:
+def _split(
+    model: "ModelProto", batches: Batches, held_out: Batches | None, quality: Quality
+) -> tuple[Batches, Batches, tuple[str, ...]]:
     """Divide the images into those for fitting and those for measuring."""
     rows = list(_rows(batches))
     if not rows:
         raise ExportError("calibration: expected images, got none.")
     fixed = _fixed_rows(model)
+    if held_out is not None:
+        most = max(min(_FIT[quality], _affordable(model, rows[0])), fixed, 1)
+        return _grouped(rows[:most], fixed), _grouped(list(_rows(held_out))[:MOST_HELD], fixed), ()
     if len(rows) < 4 * max(fixed, 1):
         groups = _grouped(rows, fixed)
         return groups, groups, (f"{len(rows)} images: none could be held out of the fit.",)
-    held = max(min(_HELD, -(-len(rows) // 4)), fixed)
+    held = max(min(MOST_HELD, -(-len(rows) // 4)), fixed)
     most = max(min(_FIT[quality], _affordable(model, rows[0])), fixed, 1)
     return _grouped(rows[: min(len(rows) - held, most)], fixed), _grouped(rows[-held:], fixed), ()
 

@@ -7,7 +7,7 @@ that an edited file is known; the hashes of graph and images tell a stale one.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,16 @@ _AGAIN = "Calibrate again without --calib-cache"
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One tensor's scale, and the smallest and largest value that was seen of it."""
+    """One tensor: its scale, the smallest and largest value that was seen of it, and what else could have been chosen.
+
+    ``candidates``: way of choosing ranges → scale. ``means``: of each channel.
+    """
 
     scale: float
     minimum: float
     maximum: float
+    candidates: Mapping[str, float] = field(default_factory=dict)
+    means: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Calibration:
     """Everything that decided a network's scales.
 
     Attributes:
-        method: as ``scales`` takes it, or what the caller chose by.
+        method: what was asked for: a method that ``scales`` takes, or ``auto``.
         tensors: name → scale and range.
         graph: sha256 of the float32 graph, as ``graph_sha256`` makes it.
         images: sha256 of the images' content, as ``Images.sha256`` has it.
@@ -49,6 +54,9 @@ class Calibration:
         preprocessing: the recipe, as JSON, or None.
         left: layer → why it stays in higher precision.
         tools: name → version.
+        chosen: the method whose scales ``tensors`` has.
+        decisions: for each tensor at each node: ``node``, ``tensor``, ``role``, ``quantised``, ``rule`` and ``why``.
+        steps: each stage's ``name``, and ``sqnr_db``, ``typical_db`` and ``top1`` of the held-out images' answers.
     """
 
     method: str
@@ -61,6 +69,9 @@ class Calibration:
     preprocessing: Mapping[str, Any] | None
     left: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
+    chosen: str = ""
+    decisions: Sequence[Mapping[str, Any]] = ()
+    steps: Sequence[Mapping[str, Any]] = ()
     schema: int = SCHEMA
 
     @property
@@ -69,10 +80,19 @@ class Calibration:
         return {name: tensor.scale for name, tensor in self.tensors.items()}
 
 
-def tensor_records(statistics: Statistics, scales: Mapping[str, float]) -> dict[str, TensorRecord]:
-    """Join scales with the ranges that were observed."""
-    found = statistics.tensors
-    return {name: TensorRecord(scale, found[name].minimum, found[name].maximum) for name, scale in scales.items()}
+def tensor_records(statistics: Statistics, candidates: Mapping[str, Mapping[str, float]]) -> dict[str, TensorRecord]:
+    """Join what was observed of each tensor with its scales, by method; the first method's is taken for the moment."""
+    first = next(iter(candidates.values()))
+    return {
+        name: TensorRecord(
+            first[name],
+            found.minimum,
+            found.maximum,
+            {method: scales[name] for method, scales in candidates.items()},
+            tuple(found.means.tolist()),
+        )
+        for name, found in statistics.tensors.items()
+    }
 
 
 def graph_sha256(model: "ModelProto | bytes") -> str:
@@ -120,18 +140,24 @@ def load_calibration(content: bytes, where: str = FILE) -> Calibration:
     if values.pop("digest", None) != _digest(values):
         raise ExportError(f"{where}: was edited or cut since it was written. {_AGAIN}.")
     try:
-        tensors = {name: TensorRecord(**tensor) for name, tensor in values.pop("tensors").items()}
-        made = Calibration(tensors=tensors, **values)
+        tensors = {name: _tensor(tensor) for name, tensor in values.pop("tensors").items()}
+        decisions, steps = tuple(values.pop("decisions")), tuple(values.pop("steps"))
+        made = Calibration(tensors=tensors, decisions=decisions, steps=steps, **values)
         _check_scales(made)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ExportError(f"{where}: lacks or mistypes a field: {error!s}. {_AGAIN}.") from error
     return made
 
 
+def _tensor(content: dict[str, Any]) -> TensorRecord:
+    return TensorRecord(**content | {"means": tuple(content.get("means", ()))})
+
+
 def _check_scales(calibration: Calibration) -> None:
     for name, tensor in calibration.tensors.items():
-        if not (isinstance(tensor.scale, float) and math.isfinite(tensor.scale) and tensor.scale > 0):
-            raise ValueError(f"tensor {name!r} has a scale of {tensor.scale!r}")
+        for scale in (tensor.scale, *tensor.candidates.values()):
+            if not (isinstance(scale, float) and math.isfinite(scale) and scale > 0):
+                raise ValueError(f"tensor {name!r} has a scale of {scale!r}")
 
 
 def check_fresh(

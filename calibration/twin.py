@@ -5,13 +5,13 @@ and DQ on every result, uint8 behind a ReLU, biases as int32. ONNX Runtime's own
 are ours, so that it costs no second search.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engineworks.calibration.graph import Graph
-from engineworks.calibration.walk import Batches, run_all, session
+from engineworks.calibration.walk import run_all
 from engineworks.runtime.errors import ExportError
 
 if TYPE_CHECKING:
@@ -22,38 +22,51 @@ OPERATORS = (
     "Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Reshape",
     "Flatten",
 )  # fmt: skip
+_CUTTING = {"Relu", "Clip"}
+_HANDING_ON = {"MaxPool", "Reshape", "Flatten", "Concat"}
 
 
 def twin_tensors(model: "ModelProto") -> tuple[str, ...]:
-    """Return the tensors whose ranges ``cpu_twin`` needs: inputs, and results of the operators that it quantises."""
+    """Return the tensors whose ranges ``cpu_twin`` needs; those of the others that it quantises follow."""
     graph = Graph(model)
-    made = [node.output[0] for node in graph.nodes if node.op_type in OPERATORS]
-    read = [name for node in graph.nodes if node.op_type in OPERATORS for name in node.input]
-    return tuple(dict.fromkeys(name for name in (*graph.inputs, *read, *made) if name and not graph.is_constant(name)))
+    return tuple(dict.fromkeys(source for name in _quantised(graph) for source in _sources(graph, name)))
 
 
-def observe_ends(model: "ModelProto", batches: Batches) -> dict[str, tuple[float, float]]:
-    """Return tensor → smallest and largest value over all batches, for ``twin_tensors``; one batch is held at a time.
+def _quantised(graph: Graph) -> Iterator[str]:
+    for node in graph.nodes:
+        if node.op_type in OPERATORS:
+            yield from (name for name in (*node.input, node.output[0]) if name and not graph.is_constant(name))
 
-    Args:
-        model: the float32 graph.
-        batches: inputs, some images each.
+
+def _sources(graph: Graph, name: str) -> Iterator[str]:
+    """Yield the tensors whose ranges together are this one's.
+
+    What an activation alone reads is kept as far as the activation lets it through; pooled, reshaped and joined values
+    are values of the inputs.
     """
-    from onnx import ModelProto, ValueInfoProto
+    readers = [reader for reader, _ in graph.readers.get(name, ())]
+    if len(readers) == 1 and readers[0].op_type in _CUTTING and name not in graph.outputs:
+        yield readers[0].output[0]
+        return
+    node = graph.producer.get(name)
+    if node is None or node.op_type not in _HANDING_ON:
+        yield name
+        return
+    for handed in node.input if node.op_type == "Concat" else node.input[:1]:
+        yield from _sources(graph, handed)
 
-    names = twin_tensors(model)
-    inputs = {value.name for value in model.graph.input}
-    shown = ModelProto()
-    shown.CopyFrom(model)
-    shown.graph.ClearField("output")
-    inner = [name for name in names if name not in inputs]
-    shown.graph.output.extend(ValueInfoProto(name=name) for name in inner)
-    runner = session(shown, optimise="all")
-    found: dict[str, tuple[float, float]] = {}
-    for batch in batches:
-        for name, values in (*batch.items(), *zip(inner, runner.run(inner, dict(batch)), strict=True)):
-            low, high = found.get(name, (0.0, 0.0))
-            found[name] = (min(low, float(values.min())), max(high, float(values.max())))
+
+def _ranges(model: "ModelProto", ranges: Ranges) -> Ranges:
+    """Give every quantised tensor its range."""
+    graph = Graph(model)
+    found = {}
+    for name in dict.fromkeys(_quantised(graph)):
+        sources = list(_sources(graph, name))
+        missing = [source for source in sources if source not in ranges]
+        if missing:
+            raise ExportError(f"tensor {missing[0]}: no range was given. Observe every tensor of twin_tensors().")
+        lows, highs = zip(*(ranges[source] for source in sources), strict=True)
+        found[name] = (min(0.0, *lows), max(0.0, *highs))
     return found
 
 
@@ -72,12 +85,9 @@ def cpu_twin(model: "ModelProto", ranges: Ranges, *, reduced: bool = False) -> "
     """
     from onnx import ModelProto
 
-    missing = [name for name in twin_tensors(model) if name not in ranges]
-    if missing:
-        raise ExportError(f"tensor {missing[0]}: no range was given. Observe every tensor of twin_tensors().")
     source = ModelProto()
     source.CopyFrom(Graph(model).model)
-    quantiser = _quantiser(source, ranges, reduced)
+    quantiser = _quantiser(source, _ranges(model, ranges), reduced)
     quantiser.quantize_model()
     quantiser.model.topological_sort()  # it appends its nodes; ONNX wants them before their readers
     made: ModelProto = quantiser.model.model

@@ -16,7 +16,11 @@ import click
 if TYPE_CHECKING:
     from engineworks.export.recipe import Recipe
 
-_PRECISIONS = ("fp32", "fp16", "bf16")
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+_AS_THEY_ARE = (
+    "model", "weights", "engine", "simplify", "route", "interpolation", "labels", "samples", "trust", "calib_data",
+    "calib_images", "calib_method", "calib_cache", "quality", "int8_rest",
+)  # fmt: skip
 
 
 def run() -> None:
@@ -59,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 @click.option("--fp32", is_flag=True, help="Keep float32 (default).")
 @click.option("--fp16", is_flag=True, help="Cast to FP16; inputs and outputs stay float32.")
 @click.option("--bf16", is_flag=True, help="Cast to BF16; inputs and outputs stay float32.")
+@click.option("--int8", is_flag=True, help="Quantise to INT8, by the images of --calib-data.")
 @click.option("--weights", metavar="FILE|imagenet", help="A .safetensors or .pth file, or the published weights.")
 @click.option(
     "--batch", metavar="MIN:OPT:MAX", default="1:8:32", show_default=True, help="Batch sizes to prove and build."
@@ -99,6 +104,27 @@ def main(argv: list[str] | None = None) -> int:
 @click.option(
     "--simplify", type=click.Choice(["auto", "onnxsim", "onnxslim", "none"]), default="auto", show_default=True
 )
+@click.option("--calib-data", metavar="DATA", help="Folder, .txt list, .npz, .npy, module:factory, or synthetic.")
+@click.option("--calib-images", type=click.IntRange(8), default=128, show_default=True, help="How many are taken.")
+@click.option(
+    "--calib-method",
+    type=click.Choice(["auto", "minmax", "percentile", "mse", "entropy"]),
+    default="auto",
+    show_default=True,
+    help="How ranges are chosen; auto takes what answers best.",
+)
+@click.option("--calib-cache", metavar="FILE", help="Keep what was observed, and use it again where it still fits.")
+@click.option(
+    "--quality",
+    type=click.Choice(["fast", "normal", "high"]),
+    default="normal",
+    show_default=True,
+    help="How far INT8's errors are corrected; high pads before some layers.",
+)
+@click.option("--fp16-share", metavar="SHARE", default="1%", show_default=True, help="Multiply-adds kept from INT8.")
+@click.option(
+    "--int8-rest", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True, help="What is not INT8."
+)
 @click.option("--force", is_flag=True, help="Replace the bundle that stands there.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep a bundle made before.")
 @click.option(
@@ -138,12 +164,11 @@ def _recipe(flags: dict[str, Any]) -> "Recipe":
         raise click.UsageError("which MODEL? export-model --list shows them.")
     if len(asked) > 1:
         raise click.UsageError(f"--{asked[0]} and --{asked[1]} contradict each other; pass one.")
-    for name in ("target", "weights", "out", "labels", "samples"):
+    for name in ("target", "weights", "out", "labels", "samples", "calib_data", "calib_cache"):
         if flags[name] == "":
-            raise click.UsageError(f"--{name} is empty; leave it out, or give it a value.")
+            raise click.UsageError(f"--{name.replace('_', '-')} is empty; leave it out, or give it a value.")
     precision: Any = asked[0] if asked else "fp32"
-    same = ("model", "weights", "engine", "simplify", "route", "interpolation", "labels", "samples", "trust")
-    given = {name: flags[name] for name in same} | _parsed(flags)
+    given = {name: flags[name] for name in _AS_THEY_ARE} | _parsed(flags)
     try:
         return Recipe(precision=precision, opset=flags["opset"] or 0, input=flags["input_"], **given)
     except ExportError as error:
@@ -153,7 +178,7 @@ def _recipe(flags: dict[str, Any]) -> "Recipe":
 def _parsed(flags: dict[str, Any]) -> dict[str, Any]:
     """Read the flags that have a form of their own."""
     from engineworks.export.inputs import parse_shape
-    from engineworks.export.recipe import parse_batch, parse_model_arg, parse_numbers, parse_resize
+    from engineworks.export.recipe import parse_batch, parse_model_arg, parse_numbers, parse_resize, parse_share
     from engineworks.export.trt_targets import parse_targets
 
     return {
@@ -164,6 +189,7 @@ def _parsed(flags: dict[str, Any]) -> dict[str, Any]:
         "mean": _read("--mean", parse_numbers, flags["mean"]),
         "std": _read("--std", parse_numbers, flags["std"]),
         "resize": _read("--resize", parse_resize, flags["resize"]),
+        "fp16_share": _read("--fp16-share", parse_share, flags["fp16_share"]),
     }
 
 

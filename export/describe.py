@@ -15,7 +15,7 @@ from engineworks.export.original import TITLES
 from engineworks.export.precision import realised
 from engineworks.export.recipe import Recipe
 from engineworks.export.source import Source
-from engineworks.runtime.bundle import CPU_GRAPH, GRAPH, REFERENCE
+from engineworks.runtime.bundle import CALIBRATION, CPU_GRAPH, GRAPH, REFERENCE
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import EngineRecord, Manifest, Model, Precision, Rung, Tensor, Weights
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from onnx import ModelProto, ValueInfoProto
 
+    from engineworks.export.ladder import Proven
     from engineworks.export.parity import Yardstick
-    from engineworks.export.prove import Proven
     from engineworks.export.to_onnx import Exported
 
 QUIET_NOTES = ("no engine", "passed over", "the engine was compiled")  # said otherwise, or true of every bundle
@@ -117,6 +117,8 @@ def files(manifest_of: Manifest, proven: "Proven", engine: Engine | None, yardst
     content = {GRAPH: proven.content, REFERENCE: npz(arrays)}
     if proven.cpu is not None:
         content[CPU_GRAPH] = proven.cpu
+    if proven.calibration is not None:
+        content[CALIBRATION] = proven.calibration
     if engine is not None:
         content[manifest_of.engines[0].file] = engine.plan
     return content

@@ -316,7 +316,7 @@ def _infer(model: "ModelProto", recipe: Recipe) -> None:
 def _original(model: "ModelProto", inputs: tuple[InputSpec, ...], shown: str) -> Original:
     from engineworks.runtime.backend import open_session
 
-    session = open_session(model.SerializeToString(), "cpu", optimise=False)
+    session = open_session(model.SerializeToString(), "cpu", optimise="none")
     names = [value.name for value in model.graph.output]
 
     def run(*tensors: Any) -> dict[str, Any]:
@@ -348,8 +348,9 @@ def _original(model: "ModelProto", inputs: tuple[InputSpec, ...], shown: str) ->
 
 def _export(model: "ModelProto", arrays: Arrays, outputs: tuple[str, ...], recipe: Recipe) -> "Exported":
     from engineworks.export.clean import clean
+    from engineworks.export.ladder import check
     from engineworks.export.pools import remove_empty_pools
-    from engineworks.export.prove import check, few_rows
+    from engineworks.export.prove import few_rows
     from engineworks.export.rounding import rounded_graph
     from engineworks.export.simplify import simplify
     from engineworks.export.to_onnx import Exported

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from engineworks.export.interrupts import import_tools, interrupts_held_back
 from engineworks.export.original import Original, in_batches
 from engineworks.export.precision import check_compiled
 from engineworks.export.recipe import Recipe
-from engineworks.export.source import OnDownload, Source, resolve
+from engineworks.export.source import OnDownload, Source, resolve, with_calibration
 from engineworks.export.trt_compilers import probe_gpu
 from engineworks.export.trt_journal import OnProgress
 from engineworks.runtime.bundle import Bundle, check_target, write_bundle
@@ -28,9 +29,11 @@ from engineworks.runtime.manifest import Manifest
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from engineworks.export.calibrate import Calibrator
     from engineworks.export.head import Head
+    from engineworks.export.inputs import InputSpec
+    from engineworks.export.ladder import Proven
     from engineworks.export.parity import Yardstick
-    from engineworks.export.prove import Proven
     from engineworks.export.to_onnx import Exported
 
 _SAME_DB = 90.0  # as two float32 runs agree at the least
@@ -49,7 +52,7 @@ class Job:
     source: Source
     choice: Choice
     say: Say
-    on_progress: OnProgress | None
+    on_progress: OnProgress
 
 
 def export_model(
@@ -59,7 +62,7 @@ def export_model(
     force: bool = False,
     use_cache: bool = True,
     say: Say = _silent,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = lambda phase, share: None,
     on_download: OnDownload | None = None,
 ) -> Bundle:
     """Export a network into a bundle, prove it against PyTorch, and compile it where a compiler is installed.
@@ -70,7 +73,7 @@ def export_model(
         force: replace a bundle that stands there.
         use_cache: take the result of the same export made before, and keep this one.
         say: told each step's name, its outcome in words, and whether that is a warning.
-        on_progress: told the compiler's phase and how much of it is done, 0 to 1; from another thread.
+        on_progress: told a long step's phase and how much of it is done, 0 to 1; the compiler's from another thread.
         on_download: told the bytes so far and in all, where weights are downloaded.
 
     Raises:
@@ -83,6 +86,8 @@ def export_model(
     check_target(out, force=force)
     choice = None if recipe.engine == "auto" else _choose(recipe)
     source = resolve(recipe, cache.cache_folder() / "weights", on_download)
+    if recipe.precision == "int8":
+        source = with_calibration(source, recipe)
     say("weights", describe.weights_line(source.weights), not source.weights.trained)
     for words in source.said:
         say("model", words, False)
@@ -108,13 +113,13 @@ def _choose(recipe: Recipe) -> Choice:
 def _make(job: Job, out: Path, force: bool) -> Bundle:
     import_tools()
     from engineworks.export.head import seen_before
-    from engineworks.export.samples import samples_for
 
     original = job.source.open()
     job.say("build", f"{describe.count(original.parameters)} parameters", False)
     head = _head(job)
     inputs = (seen_before(original.inputs[0]),) if head else original.inputs
-    samples, words = samples_for(inputs, job.source.preprocessing, job.recipe.samples)
+    calibrator = _calibrator(job, original)
+    samples, words = _samples(job, inputs, calibrator)
     job.say("inputs", f"{', '.join(map(str, inputs))}; compared on {words}", False)
     yardstick, names = _measure(original, samples, head, job)
     exported = original.export(head.behind(samples) if head else samples, names, job.recipe)
@@ -122,7 +127,7 @@ def _make(job: Job, out: Path, force: bool) -> Bundle:
     if head is not None:
         run = exported.run
         exported = replace(exported, run=lambda arrays, kind: run(head.behind(arrays), kind))
-    proven, engine = _prove_and_compile(job, exported, yardstick, head)
+    proven, engine = _prove_and_compile(job, exported, yardstick, head, calibrator)
     job.say(
         "engine", describe.engine_line(engine, job.choice, job.recipe), engine is None and job.recipe.engine != "none"
     )
@@ -141,6 +146,39 @@ def _head(job: Job) -> "Head | None":
     if job.source.preprocessing is None:
         raise ExportError(f"--input uint8: how pictures are normalised for {job.source.model[0]} is not known.")
     return Head(Preprocessing.from_json(job.source.preprocessing))
+
+
+def _calibrator(job: Job, original: Original) -> "Calibrator | None":
+    """Open the images that INT8 is calibrated with; None for every other precision."""
+    if job.recipe.precision != "int8":
+        return None
+    from engineworks.export.calibrate import Calibrator, normalised_before, open_calibration
+    from engineworks.export.norms import seen_in_training
+
+    known = job.source.preprocessing
+    images = open_calibration(job.recipe, original.inputs, known, lambda words: job.say("calibration", words, True))
+    job.say("calibration", images.description, job.recipe.calib_data == "synthetic")
+    return Calibrator(
+        job.recipe,
+        images,
+        normalised_before(known),
+        partial(seen_in_training, original.module if job.source.weights.trained else None),
+        job.say,
+        job.on_progress,
+    )
+
+
+def _samples(
+    job: Job, inputs: "tuple[InputSpec, ...]", calibrator: "Calibrator | None"
+) -> "tuple[dict[str, npt.NDArray[Any]], str]":
+    """Take what every graph is compared on: for INT8 held-out images, for its scales hold for such alone."""
+    from engineworks.export.calibrate import held_out_samples
+    from engineworks.export.samples import samples_for
+
+    if calibrator is None or job.recipe.samples is not None:
+        return samples_for(inputs, job.source.preprocessing, job.recipe.samples)
+    samples = held_out_samples(calibrator.images, calibrator.preprocessing if job.recipe.input == "uint8" else None)
+    return samples, f"{len(next(iter(samples.values())))} of the calibration images that are held out"
 
 
 def _measure(
@@ -164,11 +202,14 @@ def _measure(
 
 
 def _prove_and_compile(
-    job: Job, exported: "Exported", yardstick: "Yardstick", head: "Head | None"
+    job: Job, exported: "Exported", yardstick: "Yardstick", head: "Head | None", calibrator: "Calibrator | None"
 ) -> "tuple[Proven, Engine | None]":
     """Compile the typed graph in a thread while it is compared with the original; either failure stops the other."""
+    from engineworks.export.calibrate import calibrate
+    from engineworks.export.precision import realised
     from engineworks.export.prove import prove
 
+    recipe = job.recipe
     stop, builds = threading.Event(), list[Future[Engine]]()
     with ThreadPoolExecutor(1, "engine") as pool:
 
@@ -179,15 +220,17 @@ def _prove_and_compile(
         try:
             proven = prove(
                 exported,
-                job.recipe,
+                recipe,
                 yardstick,
                 compile_beside,
                 lambda rung: job.say(*describe.rung_line(rung), False),
                 head,
+                None if calibrator is None else lambda graph: calibrate(graph, calibrator),
             )
             engine = builds[0].result() if builds else None
             if engine is not None:
-                check_compiled(engine.layer_types, job.recipe.precision)
+                rest = recipe.int8_rest if recipe.precision == "int8" else recipe.precision
+                check_compiled(engine.layer_types, rest, realised(proven.graph).get("int8", 0))
             return proven, engine
         except BaseException:
             stop.set()
@@ -202,7 +245,7 @@ def _compile(content: bytes, job: Job, stop: threading.Event) -> Engine:
         flavour=job.choice.flavour,
         batch=(batch.min, batch.opt, batch.max),
         targets=job.recipe.targets,
-        on_progress=job.on_progress,
+        on_progress=lambda phase, share: job.on_progress(f"engine: {phase}", share),
         cancelled=stop.is_set,
     )
 

@@ -10,12 +10,15 @@ from engineworks.export.spec import Spec, parse_model
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Batch
 
-PrecisionName = Literal["fp32", "fp16", "bf16"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8"]
 EngineName = Literal["auto", "tensorrt", "rtx", "none"]
 Simplifier = Literal["auto", "onnxsim", "onnxslim", "none"]
 RouteName = Literal["auto", "fx", "dynamo"]
 InputName = Literal["float32", "uint8"]
 Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
+MethodName = Literal["auto", "minmax", "percentile", "mse", "entropy"]
+QualityName = Literal["fast", "normal", "high"]
+RestName = Literal["fp16", "fp32"]
 DEFAULT_BATCH = Batch(1, 8, 32)
 OLDEST_OPSET, NEWEST_OPSET = 18, 23
 SMALLEST_STD, LARGEST = 1e-6, 1e6  # of --std and --mean: float32 holds every picture divided by these
@@ -42,6 +45,13 @@ class Recipe:
         mean, std, resize, interpolation: what replaces that part of the preprocessing; None leaves it.
         labels, samples: files: class names, one a line; ``.npz`` of inputs to compare on, by name.
         trust: load a ``.pt2`` file, which holds a pickle.
+        calib_data, calib_images: with ``int8``, where calibration images come from (``calibration.images``), and how
+            many of them are taken.
+        calib_method: how ranges are chosen; ``auto`` takes what serves the network best.
+        calib_cache: a file that keeps what was observed, and is read again where it is there.
+        quality: how far the corrections of the int8 graph go.
+        fp16_share: the share of the multiply-adds that may stay in the float type, 0 to 1.
+        int8_rest: that float type.
     """
 
     model: str
@@ -63,28 +73,54 @@ class Recipe:
     labels: str | None = None
     samples: str | None = None
     trust: bool = False
+    calib_data: str | None = None
+    calib_images: int = 128
+    calib_method: MethodName = "auto"
+    calib_cache: str | None = None
+    quality: QualityName = "normal"
+    fp16_share: float = 0.01
+    int8_rest: RestName = "fp16"
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself.
 
         Raises:
             ExportError: an unknown word, targets for a compiler that takes none, an operator set outside 18 to 23
-                (for BF16, 22 to 23), or a flag that this kind of model has no use for.
+                (for BF16 from 22 on, for INT8 from 19 on), or a flag that this kind of model has no use for.
         """
         self._check_words()
         if self.targets and self.engine in {"none", "tensorrt"}:
             why = "builds no engine" if self.engine == "none" else "compiles for this host's GPU alone"
             raise ExportError(f"--target and --engine {self.engine} contradict each other: that {why}.")
-        oldest = 22 if self.precision == "bf16" else OLDEST_OPSET
+        oldest = {"bf16": 22, "int8": 19}.get(self.precision, OLDEST_OPSET)
         if not oldest <= self.graph_opset <= NEWEST_OPSET:
             raise ExportError(
                 f"--opset {self.opset} and --{self.precision}: expected an opset of {oldest} to {NEWEST_OPSET}."
             )
         self._check_kind()
+        self._check_calibration()
+
+    def _check_calibration(self) -> None:
+        """Refuse calibration flags that nothing reads, and INT8 without data."""
+        if self.precision == "int8":
+            if self.calib_data is None:
+                raise ExportError(
+                    "--int8 needs --calib-data: a folder of some hundred pictures like those the network will see, a "
+                    ".npz of its inputs, or module:factory."
+                )
+            if not 0 <= self.fp16_share <= 1:
+                raise ExportError(f"--fp16-share: expected 0 to 1, or 0% to 100%, got {self.fp16_share}.")
+            return
+        for name, usual in _CALIBRATION.items():
+            if getattr(self, name) != usual:
+                raise ExportError(
+                    f"--{name.replace('_', '-')} is for --int8 alone; --{self.precision} reads no images."
+                )
 
     def _check_words(self) -> None:
         words = {"precision": PrecisionName, "engine": EngineName, "simplify": Simplifier, "route": RouteName}
-        for name, kinds in (words | {"input": InputName}).items():
+        words |= {"input": InputName, "calib_method": MethodName, "quality": QualityName, "int8_rest": RestName}
+        for name, kinds in words.items():
             if getattr(self, name) not in get_args(kinds):
                 raise ExportError(f"{name}: expected one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}.")
         if (self.mean is None) != (self.std is None):
@@ -137,9 +173,15 @@ class Recipe:
         content["model_args"] = {name: repr(value) for name, value in self.model_args}
         content["shapes"] = [f"{shape.name}:{'x'.join(map(str, shape.shape))}:{shape.dtype}" for shape in self.shapes]
         content |= {name: _listed(content[name]) for name in ("mean", "std", "resize")}
-        for name in ("weights", "labels", "samples"):
+        for name in ("weights", "labels", "samples", "calib_data", "calib_cache"):
             content[name] = content[name] and PurePath(content[name]).name
-        return content
+        return content if self.precision == "int8" else {k: v for k, v in content.items() if k not in _CALIBRATION}
+
+
+_CALIBRATION = {
+    name: Recipe.__dataclass_fields__[name].default
+    for name in ("calib_data", "calib_images", "calib_method", "calib_cache", "quality", "fp16_share", "int8_rest")
+}
 
 
 def _listed(value: Any) -> Any:
@@ -171,6 +213,18 @@ def parse_numbers(text: str) -> tuple[float, ...]:
     if len(numbers) not in {1, 3} or not all(abs(number) < float("inf") for number in numbers):
         raise ValueError(f"expected one number or three, such as 0.485,0.456,0.406; got {text!r}")
     return numbers
+
+
+def parse_share(text: str) -> float:
+    """Read a share, such as ``1%`` or ``0.01``.
+
+    Raises:
+        ValueError: not a number of 0 to 1, or of 0 % to 100 %.
+    """
+    number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 <= number <= 1:
+        raise ValueError(f"expected 0 to 1, or 0% to 100%, got {text!r}")
+    return number
 
 
 def parse_resize(text: str) -> int | tuple[int, int]:

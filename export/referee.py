@@ -17,6 +17,7 @@ from engineworks.calibration import observe_ranges
 from engineworks.export.apart import Weights
 from engineworks.export.samples import rows
 from engineworks.runtime.backend import OrtSession, open_session
+from engineworks.runtime.ort_session import Optimise
 
 Array = npt.NDArray[Any]
 Found = tuple[str, float] | None
@@ -68,6 +69,7 @@ class Referee:
         sizes: Sequence[int],
         weights: Weights = MappingProxyType({}),
         check: Check | None = None,
+        optimise: Optimise = "all",
     ) -> Answers:
         """Run a graph at each batch size, its samples repeated or cut to it; an error comes with the first answer.
 
@@ -77,8 +79,9 @@ class Referee:
             sizes: the batch sizes, in the order in which they are run.
             weights: those that lie beside the graph.
             check: what else is asked of the session afterwards.
+            optimise: as ``open_session`` takes it.
         """
-        opened = self._pool.submit(self._open, graph, weights)
+        opened = self._pool.submit(self._open, graph, weights, optimise)
         answers = {size: self._pool.submit(self._run, opened, list(outputs), size) for size in sizes}
         checked = self._pool.submit(self._check, opened, check)
         self._pool.submit(self._close)
@@ -87,9 +90,9 @@ class Referee:
     def _check(self, opened: Future[OrtSession], check: Check | None) -> Found:
         return None if check is None else check(opened.result())
 
-    def _open(self, graph: bytes, weights: Weights) -> OrtSession:
+    def _open(self, graph: bytes, weights: Weights, optimise: Optimise) -> OrtSession:
         lean = len(graph) + sum(array.nbytes for array in weights.values()) > _MUCH
-        session = open_session(graph, "cpu", weights=weights, lean=lean)
+        session = open_session(graph, "cpu", weights=weights, lean=lean, optimise=optimise)
         session.allow_stop()
         self._session = session
         if self._stopped:  # while it was being opened

@@ -99,6 +99,36 @@ def _with_files(source: Source, recipe: Recipe) -> Source:
     return replace(source, identity=identity, labels=labels)
 
 
+def with_calibration(source: Source, recipe: Recipe) -> Source:
+    """Make the calibration images part of a source's identity; code of the user's own has none.
+
+    Raises:
+        ExportError: there is no such data, or too little of it.
+    """
+    from engineworks.calibration.images import SYNTHETIC, open_images
+    from engineworks.runtime.errors import InputError
+    from engineworks.runtime.manifest import Tensor
+    from engineworks.runtime.preprocessing import Preprocessing
+
+    assert recipe.calib_data is not None
+    path = Path(recipe.calib_data)
+    word: str | None = SYNTHETIC
+    if path.suffix in {".npz", ".npy"} and path.is_file():
+        word = digest_of(path)
+    elif path.is_dir() or path.suffix == ".txt":
+        anything = Preprocessing("L", 8, "bilinear", (8, 8), 0, (0.0,), (1.0,))  # files are hashed as they are
+        try:
+            tensor = Tensor(INPUT, "float32", ("batch", 1, 8, 8))
+            word = open_images(path, [tensor], anything, count=recipe.calib_images).sha256
+        except InputError as error:
+            raise ExportError(str(error)) from error
+    elif recipe.calib_data != SYNTHETIC:
+        word = None
+    if word and recipe.calib_cache is not None and Path(recipe.calib_cache).is_file():
+        word += f", cache {digest_of(Path(recipe.calib_cache))}"
+    return replace(source, identity=source.identity and word and f"{source.identity}, calibration {word}")
+
+
 def read_labels(file: Path) -> tuple[str, ...]:
     """Read class names, one a line, in the order of the outputs.
 

@@ -42,12 +42,12 @@ class Talk:
         click.secho(line, err=True, fg="yellow" if warning else None)
 
     def progress(self, phase: str, share: float | None) -> None:
-        """Show what the compiler is at, on a terminal, in a line that the next one replaces."""
+        """Show what a long step is at, on a terminal, in a line that the next one replaces."""
         if self._quiet or not sys.stderr.isatty():
             return
         with self._lock:
             done = "" if share is None else f" {share:.0%}"
-            click.echo(f"{_CLEAR}         engine: {phase}{done}", err=True, nl=False)
+            click.echo(f"{_CLEAR}         {phase}{done}", err=True, nl=False)
             self._transient = True
 
     def download(self, done: int, total: int | None) -> None:

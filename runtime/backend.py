@@ -16,7 +16,7 @@ from engineworks.runtime.bundle import GRAPH, Bundle
 from engineworks.runtime.cuda import Gpu, probe_gpu
 from engineworks.runtime.errors import BackendError
 from engineworks.runtime.manifest import EngineRecord
-from engineworks.runtime.ort_session import OrtSession
+from engineworks.runtime.ort_session import Optimise, OrtSession
 from engineworks.runtime.protocol import (
     NO_HURRY,
     Backend,
@@ -58,7 +58,7 @@ def open_session(
     strict: bool = False,
     threads: int = 0,
     cpu_graph: bytes | None = None,
-    optimise: bool = True,
+    optimise: Optimise = "all",
     weights: Mapping[str, npt.NDArray[Any]] = MappingProxyType({}),
     lean: bool = False,
 ) -> OrtSession:
@@ -70,7 +70,9 @@ def open_session(
         strict: with ``auto``, refuse to fall back to the CPU where a GPU is present.
         threads: CPU threads for one run; 0 lets ONNX Runtime choose.
         cpu_graph: the model that stands for it on the CPU, where that lacks kernels for the graph's types.
-        optimise: with ``cpu``, False runs every node as it is written.
+        optimise: ``float`` rounds ``graph`` as its Q and DQ say and computes in float between, for integer kernels
+            saturate on CPUs without VNNI (a ``cpu_graph`` is fused all the same); with ``cpu``, ``none`` runs every
+            node as it is written.
         weights: with ``cpu``, the initializers that the graph refers to as external data, by name; their memory is
             shared, not copied, and must not change while the session is open.
         lean: with ``cpu``, keep no second copy of the weights in the order that products like best; float32 sums then
@@ -80,11 +82,12 @@ def open_session(
         BackendError: onnxruntime is absent, the graph does not load, or the device asked for does not work.
     """
     place = parse_device(device)
-    on_cpu = graph if cpu_graph is None else cpu_graph
+    graphs = _Graphs(graph, graph if cpu_graph is None else cpu_graph, threads, optimise)
     if place.kind == "cpu":
-        return ort_session.open_cpu(on_cpu, Backend("onnxruntime-cpu", "asked for"), threads, optimise, weights, lean)
+        backend = Backend("onnxruntime-cpu", "asked for")
+        return ort_session.open_cpu(graphs.on_cpu, backend, threads, graphs.level_on_cpu, weights, lean)
     missing, gpu = ort_session.cuda_missing(), probe_gpu(place.index)
-    return _open_graph(_Graphs(graph, on_cpu, threads), place, gpu, strict=strict, missing=missing)
+    return _open_graph(graphs, place, gpu, strict=strict, missing=missing)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,12 @@ class _Graphs:
     graph: bytes
     on_cpu: bytes
     threads: int
+    optimise: Optimise = "all"
+
+    @property
+    def level_on_cpu(self) -> Optimise:
+        """Let a Q/DQ graph that was written for the CPU be fused."""
+        return "all" if self.optimise == "float" and self.on_cpu != self.graph else self.optimise
 
 
 def _open_graph(
@@ -103,7 +112,7 @@ def _open_graph(
     reason = missing or gpu.problem
     if not reason:
         backend = Backend("onnxruntime-cuda", asked, passed_over)
-        opened = ort_session.open_cuda(graphs.graph, backend, place.index, graphs.threads)
+        opened = ort_session.open_cuda(graphs.graph, backend, place.index, graphs.threads, graphs.optimise)
         if isinstance(opened, OrtSession):
             return opened
         reason = opened
@@ -112,7 +121,7 @@ def _open_graph(
         name = str(place) if place.kind == "cuda" else "cuda"
         raise BackendError(f"device {name}: {told}. Mend that, or open the bundle with device='cpu'.")
     backend = Backend("onnxruntime-cpu", "nothing faster works here", (*passed_over, f"cuda: {reason}"))
-    return ort_session.open_cpu(graphs.on_cpu, backend, graphs.threads)
+    return ort_session.open_cpu(graphs.on_cpu, backend, graphs.threads, graphs.level_on_cpu)
 
 
 def open_bundle_session(
@@ -146,9 +155,10 @@ def open_bundle_session(
     place = check_choice(backend, device)
     tuning = check_tuning(Tuning(contexts, max_batch, speed))
     cpu = str(bundle.manifest.graph.get("cpu", GRAPH))  # stands for the typed graph where the CPU lacks its kernels
+    level: Optimise = "float" if bundle.manifest.precision.asked == "int8" else "all"
     if place.kind == "cpu":
         files = read_checked(bundle, {GRAPH, cpu})
-        return open_session(files[GRAPH], device, threads=threads, cpu_graph=files[cpu])
+        return open_session(files[GRAPH], device, threads=threads, cpu_graph=files[cpu], optimise=level)
     gpu = probe_gpu(place.index)
     candidates = _candidates(bundle, gpu, backend)
     wanted = {record.file for _, record, problem in candidates if record and not problem}
@@ -166,7 +176,7 @@ def open_bundle_session(
             raise BackendError(f"strict: the bundle has an engine for this GPU, and {'; '.join(passed_over)}")
     if backend in ENGINES:
         raise BackendError("; ".join(passed_over))
-    graphs = _Graphs(files[GRAPH], files[cpu], threads)
+    graphs = _Graphs(files[GRAPH], files[cpu], threads, level)
     missing = ort_session.cuda_missing()
     return _open_graph(graphs, place, gpu, strict=strict, missing=missing, passed_over=passed_over)
 

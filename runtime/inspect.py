@@ -10,6 +10,7 @@ from engineworks.runtime import manifest as manifests
 from engineworks.runtime.bundle import Bundle, open_bundle
 from engineworks.runtime.errors import EngineworksError
 from engineworks.runtime.manifest import Manifest, Rung, Tensor
+from engineworks.runtime.why import why_lines
 
 
 def run() -> None:
@@ -38,15 +39,19 @@ def main(argv: list[str] | None = None) -> int:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("path", metavar="BUNDLE")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
-def _command(path: str, as_json: bool) -> int:
+@click.option("--why", is_flag=True, help="With INT8: each tensor, quantised or not, by which rule.")
+def _command(path: str, as_json: bool, why: bool) -> int:
     """Show what is in BUNDLE: network, weights, precision, inputs, outputs, parity, engines, files."""
     try:
         bundle = open_bundle(path)
         bundle.verify()
+        reasons = list(why_lines(bundle)) if why else []
     except EngineworksError as error:
         click.echo(f"inspect-model: {error}", err=True)
         return 1
     text = manifests.dump(bundle.manifest) if as_json else "\n".join(describe(bundle)) + "\n"
+    if why:
+        text = "\n".join(map(_printable, reasons)) + "\n"
     click.echo(text, nl=False)
     return 0
 

@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from engineworks.runtime import cuda, dlpack
 from engineworks.runtime.errors import BackendError, InputError
 from engineworks.runtime.protocol import Array, Backend, OnDevice
 
+Optimise = Literal["all", "float", "none"]
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _LOST = re.compile(r"(?:CUDA|CUDNN|CUBLAS)\w* (?:failure|error) (?!2\b)\d+", re.IGNORECASE)  # 2 is want of memory
 
@@ -151,7 +152,7 @@ def open_cpu(
     graph: bytes,
     backend: Backend,
     threads: int = 0,
-    optimise: bool = True,
+    optimise: Optimise = "all",
     weights: Mapping[str, Array] = MappingProxyType({}),
     lean: bool = False,
 ) -> OrtSession:
@@ -161,10 +162,8 @@ def open_cpu(
         BackendError: onnxruntime is absent, or refuses the graph.
     """
     ort = onnxruntime()
-    options = _options(ort, threads)
+    options = _options(ort, threads, optimise)
     options.log_severity_level = 4  # what fails is raised; its log would say that again, in colour
-    if not optimise:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     if values:
         options.add_external_initializers(list(weights), values)
@@ -184,7 +183,9 @@ def cuda_missing() -> str:
     return ""
 
 
-def open_cuda(graph: bytes, backend: Backend, index: int, threads: int = 0) -> OrtSession | str:
+def open_cuda(
+    graph: bytes, backend: Backend, index: int, threads: int = 0, optimise: Optimise = "all"
+) -> OrtSession | str:
     """Open a graph on a GPU; return the reason where it does not truly end up there."""
     ort = onnxruntime()
     preload = getattr(ort, "preload_dlls", None)
@@ -192,7 +193,7 @@ def open_cuda(graph: bytes, backend: Backend, index: int, threads: int = 0) -> O
         preload()
     exact = {"use_tf32": "0", "device_id": str(index)}  # else float32 layers round their operands to 11 bits, unsaid
     try:
-        session = ort.InferenceSession(graph, _options(ort, threads), providers=[(CUDA, exact), CPU])
+        session = ort.InferenceSession(graph, _options(ort, threads, optimise), providers=[(CUDA, exact), CPU])
     except Exception as error:  # its own unrelated classes; the CPU then tells a broken graph from a broken host
         return first_line(error)
     if session.get_providers()[0] != CUDA:
@@ -219,9 +220,13 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _options(ort: ModuleType, threads: int) -> Any:
+def _options(ort: ModuleType, threads: int, optimise: Optimise) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a spinning thread starves its neighbours
+    if optimise == "none":
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimise == "float":
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options

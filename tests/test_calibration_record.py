@@ -27,7 +27,11 @@ from engineworks.runtime.errors import ExportError
 RECIPE = Preprocessing("RGB", 256, "bilinear", (224, 224), 0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 MADE = Calibration(
     method="mse",
-    tensors={"b": TensorRecord(0.5, 0.0, 63.5), "a": TensorRecord(2.0**-126, -1e-40, 0.0)},
+    tensors={
+        "b": TensorRecord(0.5, 0.0, 63.5),
+        "c": TensorRecord(1.0, 0.0, 1.0, {"mse": 1.0}, (0.5, 0.25)),
+        "a": TensorRecord(2.0**-126, -1e-40, 0.0),
+    },
     graph="a" * 64,
     images="b" * 64,
     description="100 of 250 pictures of the folder photos",
@@ -54,10 +58,10 @@ def test_the_bytes_do_not_depend_on_the_order_of_tensors() -> None:
 def test_the_text_is_the_format_that_readers_know() -> None:
     content = json.loads(dump_calibration(MADE))
     assert content["schema"] == 1
-    assert content["tensors"]["b"] == {"scale": 0.5, "minimum": 0.0, "maximum": 63.5}
+    assert content["tensors"]["b"] == {"scale": 0.5, "minimum": 0.0, "maximum": 63.5, "candidates": {}, "means": []}
     assert set(content) == {
         "schema", "digest", "method", "tensors", "graph", "images", "description", "count", "every", "preprocessing",
-        "left", "tools",
+        "left", "tools", "chosen", "decisions", "steps",
     }  # fmt: skip
     assert dump_calibration(MADE).endswith(b"}\n")
 
@@ -71,7 +75,8 @@ def test_every_scale_keeps_all_its_bits(scales: dict[str, float]) -> None:
 def test_scales_are_joined_with_the_ranges_seen() -> None:
     tensor = TensorStatistics()
     tensor.add(np.array([[-1.0, 3.0]], np.float32), 1)
-    assert tensor_records(Statistics({"t": tensor}, 1, 1), {"t": 0.25}) == {"t": TensorRecord(0.25, -1.0, 3.0)}
+    made = tensor_records(Statistics({"t": tensor}, 1, 1), {"mse": {"t": 0.25}, "minmax": {"t": 0.5}})
+    assert made == {"t": TensorRecord(0.25, -1.0, 3.0, {"mse": 0.25, "minmax": 0.5}, (-1.0, 3.0))}
 
 
 def test_the_graphs_hash_is_that_of_its_content() -> None:

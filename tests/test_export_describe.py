@@ -9,7 +9,7 @@ import pytest
 
 from engineworks.export import describe
 from engineworks.export.engine import Choice, Engine
-from engineworks.export.prove import Proven
+from engineworks.export.ladder import Proven
 from engineworks.export.recipe import Recipe
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Rung, Weights

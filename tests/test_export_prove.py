@@ -12,8 +12,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engineworks.export.ladder import Proven
 from engineworks.export.parity import Yardstick, batches
-from engineworks.export.prove import Proven, export_graph, prove
+from engineworks.export.prove import export_graph, prove
 from engineworks.export.recipe import Recipe
 from engineworks.export.reference import answer, answers_by_batch
 from engineworks.export.to_onnx import Exported
@@ -312,7 +313,7 @@ def test_a_cast_that_casts_nothing_is_no_fp16(
     made: tuple[Exported, Yardstick], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FP16 asked, FP32 got, exit 0: the failure this exists against."""
-    monkeypatch.setattr("engineworks.export.prove.to_half", lambda graph, kind: graph)
+    monkeypatch.setattr("engineworks.export.ladder.to_half", lambda graph, kind: graph)
     with pytest.raises(ExportError, match=r"asked for fp16, but 4 layers compute in another type: .* \(float32\)"):
         climb(*made, replace(RECIPE, precision="fp16"))
 

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engineworks.export.inputs import InputSpec
-from engineworks.export.recipe import Recipe, parse_batch, parse_model_arg, parse_numbers, parse_resize
+from engineworks.export.recipe import Recipe, parse_batch, parse_model_arg, parse_numbers, parse_resize, parse_share
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Batch
 
@@ -97,6 +97,47 @@ def test_every_field_stands_in_the_record() -> None:
     assert {*changes, "mean", "std", "trust"} == set(plain)
 
 
+def test_every_calibration_field_stands_in_the_record_of_int8_alone() -> None:
+    plain = Recipe("net", "int8", calib_data="/home/someone/photos")
+    changes: dict[str, Any] = {
+        "calib_data": "synthetic", "calib_images": 8, "calib_method": "mse", "calib_cache": "/tmp/kept.json",
+        "quality": "high", "fp16_share": 0.5, "int8_rest": "fp32",
+    }  # fmt: skip
+    for name, value in changes.items():
+        assert replace(plain, **{name: value}).to_json() != plain.to_json(), name
+    assert set(plain.to_json()) == {*Recipe("net").to_json(), *changes}
+    assert plain.to_json()["calib_data"] == "photos"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"precision": "int8"}, "--int8 needs --calib-data: a folder"),
+        ({"precision": "fp16", "calib_data": "photos"}, "--calib-data is for --int8 alone; --fp16 reads no images"),
+        ({"precision": "fp32", "quality": "high"}, "--quality is for --int8 alone"),
+        ({"precision": "bf16", "fp16_share": 0.1}, "--fp16-share is for --int8 alone"),
+        ({"precision": "int8", "calib_data": "x", "fp16_share": 1.5}, "--fp16-share: expected 0 to 1, or 0% to 100%"),
+        ({"precision": "int8", "calib_data": "x", "quality": "best"}, "quality: expected one of fast, normal, high"),
+        ({"precision": "int8", "calib_data": "x", "calib_method": "kl"}, "calib_method: expected one of auto, minmax"),
+        ({"precision": "int8", "calib_data": "x", "opset": 18}, "--opset 18 and --int8: expected an opset of 19 to 23"),
+    ],
+)
+def test_calibration_that_makes_no_sense_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        Recipe("lenet5", **wrong)
+
+
+@pytest.mark.parametrize(("text", "share"), [("1%", 0.01), ("0.01", 0.01), ("0", 0.0), ("100%", 1.0), ("12.5%", 0.125)])
+def test_a_share_is_a_number_or_a_percentage(text: str, share: float) -> None:
+    assert parse_share(text) == share
+
+
+@pytest.mark.parametrize("text", ["", "%", "-1%", "101%", "2", "nan", "inf", "a"])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_share(text)
+
+
 @pytest.mark.parametrize(
     ("precision", "opset", "expected"), [("fp32", 17, "18 to 23"), ("fp16", 24, "18 to 23"), ("bf16", 20, "22 to 23")]
 )
@@ -108,7 +149,7 @@ def test_an_operator_set_that_the_precision_cannot_have_is_refused(precision: st
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"precision": "int4"}, "precision: expected one of fp32, fp16, bf16, got 'int4'"),
+        ({"precision": "int4"}, "precision: expected one of fp32, fp16, bf16, int8, got 'int4'"),
         ({"engine": "trt"}, "engine: expected one of auto, tensorrt, rtx, none, got 'trt'"),
         ({"simplify": "foo"}, "simplify: expected one of auto, onnxsim, onnxslim, none, got 'foo'"),
         ({"engine": "none", "targets": ("sm86",)}, "--target and --engine none contradict each other"),

@@ -30,7 +30,7 @@ from engineworks.runtime.cuda import Gpu, probe_gpu
 from engineworks.runtime.ort_session import cuda_missing
 from engineworks.runtime.trt_runtime import absent
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = get_args(PrecisionName)
 BACKENDS: dict[str, Any] = {"tensorrt": "tensorrt", "rtx": "rtx", "onnxruntime-cuda": "none"}
 BATCHES = ("min", "opt", "max")
 MATRIX = list(itertools.product(NETWORKS, PRECISIONS, BACKENDS))
@@ -47,8 +47,6 @@ def skip_reason(precision: str, backend: str, gpu: Gpu) -> str:
     package = cuda_missing() if backend == "onnxruntime-cuda" else absent(BACKENDS[backend])
     if package:
         return package
-    if precision not in get_args(PrecisionName):
-        return f"export-model makes {', '.join(get_args(PrecisionName))}, and no {precision} yet"
     return _torch_missing()
 
 
@@ -86,7 +84,8 @@ def make_case(network: str, precision: Any, backend: str, folder: Path, speed: S
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    recipe = Recipe(network, precision, engine=BACKENDS[backend])
+    calibration: Any = {"calib_data": "synthetic", "calib_images": 16, "quality": "fast"} if precision == "int8" else {}
+    recipe = Recipe(network, precision, engine=BACKENDS[backend], **calibration)
     bundle = export_model(recipe, folder / f"{network}-{precision}", use_cache=False)
     name: Any = "onnxruntime" if backend == "onnxruntime-cuda" else backend
     session = open_bundle_session(bundle, device="cuda", backend=name, strict=True, speed=speed or Speed())
@@ -94,7 +93,8 @@ def make_case(network: str, precision: Any, backend: str, folder: Path, speed: S
     module = resolve(recipe, folder).open().run
     assert isinstance(module, torch.nn.Module)
     rounds_to_tf32 = any("TF32" in note for note in bundle.manifest.notes)
-    rungs = [rung for rung in bundle.manifest.parity if rung.candidate.startswith(f"onnx-{precision}")]
+    names = {f"onnx-{precision}", f"onnx-{precision}-emulated"}
+    rungs = [rung for rung in bundle.manifest.parity if rung.candidate in names]
     required = {rung.batch: rung.required_db - TF32_DB * rounds_to_tf32 for rung in rungs}
     return Case(bundle, session, module.to("cuda"), required)
 

@@ -1,0 +1,303 @@
+"""INT8's part of an export: images in, a Q/DQ graph with its record and its CPU twin out."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engineworks.calibration.doctor import Expected, examine
+from engineworks.calibration.images import open_images
+from engineworks.calibration.lint import lint
+from engineworks.calibration.observe import EVERY, Statistics, observe
+from engineworks.calibration.placement import place
+from engineworks.calibration.quantise import MOST_FIT, MOST_HELD, Measured, Quantised, quantise
+from engineworks.calibration.record import (
+    Calibration,
+    check_fresh,
+    dump_calibration,
+    graph_sha256,
+    load_calibration,
+    tensor_records,
+    tool_versions,
+)
+from engineworks.calibration.scales import Method, scales
+from engineworks.calibration.source import Images
+from engineworks.calibration.twin import cpu_twin, twin_tensors
+from engineworks.export.inputs import InputSpec
+from engineworks.export.recipe import Recipe
+from engineworks.runtime.errors import ExportError, InputError
+from engineworks.runtime.manifest import Tensor
+from engineworks.runtime.preprocessing import Preprocessing, normalise
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Array = npt.NDArray[Any]
+Row = Mapping[str, Array]
+OnProgress = Callable[[str, float | None], None]
+SAMPLES = 8
+_SAME = 1e-5  # of a normalised level: float32 keeps more
+_AUTO: tuple[Method, ...] = ("minmax", "percentile", "mse")  # entropy clips what a ReLU network needs: on demand alone
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """What INT8 needs beside the graph.
+
+    Attributes:
+        recipe: what was asked for.
+        images: all that were chosen.
+        preprocessing: how a picture becomes the input; None where that is not known.
+        expected: from the graph, what training saw (``norms.seen_in_training``).
+        say: told a step, its outcome in words, and whether that is a warning.
+        on_progress: told what is being done, and how much of it is.
+    """
+
+    recipe: Recipe
+    images: Images
+    preprocessing: Preprocessing | None
+    expected: Callable[["ModelProto"], Expected]
+    say: Callable[[str, str, bool], None]
+    on_progress: OnProgress
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A Q/DQ graph, and what a bundle holds of how it came about.
+
+    ``model`` is float32 around int8; ``twin`` the graph for CPUs; ``ranges`` tensor → largest magnitude on the images;
+    ``record`` the content of calibration.json.
+    """
+
+    model: "ModelProto"
+    twin: "ModelProto"
+    layers: tuple[str, ...]
+    ranges: Mapping[str, float]
+    record: bytes
+    notes: tuple[str, ...]
+
+
+def open_calibration(
+    recipe: Recipe, inputs: Sequence[InputSpec], preprocessing: Mapping[str, Any] | None, say: Callable[[str], None]
+) -> Images:
+    """Open ``--calib-data`` for a network.
+
+    Args:
+        recipe: says what data, and how many images.
+        inputs: what the network takes.
+        preprocessing: as a manifest has it.
+        say: told of each image that is left out, and why.
+
+    Raises:
+        ExportError: no such data, fewer than 8 images, or images that do not fit the network.
+    """
+    tensors = [Tensor(spec.name, spec.dtype, ("batch", *spec.shape)) for spec in inputs]
+    known = normalised_before(preprocessing)
+    assert recipe.calib_data is not None
+    try:
+        return open_images(
+            recipe.calib_data,
+            tensors,
+            known,
+            count=recipe.calib_images,
+            on_skip=lambda name, why: say(f"left out {name}: {why}"),
+        )
+    except InputError as error:
+        raise ExportError(str(error)) from error
+
+
+def normalised_before(preprocessing: Mapping[str, Any] | None) -> Preprocessing | None:
+    """Return how pictures are made ready for the graph behind a head; None where that is not known."""
+    return None if preprocessing is None else replace(Preprocessing.from_json(preprocessing), in_graph=False)
+
+
+def held_out_samples(images: Images, pictures: Preprocessing | None = None) -> dict[str, Array]:
+    """Return up to 8 held-out images as one batch: what every graph is compared on.
+
+    Args:
+        images: all that were chosen.
+        pictures: how they were normalised, where they are wanted as they were before: uint8, channels last.
+
+    Raises:
+        ExportError: an image that does not fit, or too many that cannot be read; or arrays that are no pictures.
+    """
+    rows = _taken(images.divide()[1], SAMPLES)
+    batch = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    return batch if pictures is None else {name: _as_pictures(array, pictures) for name, array in batch.items()}
+
+
+def _as_pictures(array: Array, recipe: Preprocessing) -> Array:
+    """Undo ``normalise``: what was made of whole numbers gives the same whole numbers."""
+    mean, std = (np.array(values, np.float64)[:, None, None] for values in (recipe.mean, recipe.std))
+    levels = np.rint((array * std + mean) * 255)
+    pictures = np.ascontiguousarray(levels.clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
+    if np.abs(normalise(pictures, recipe) - array).max() > _SAME:
+        raise ExportError("--input uint8 and --calib-data of arrays: these are no normalised pictures. Give a folder.")
+    return pictures
+
+
+def calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
+    """Observe the images, choose ranges, quantise and correct; the held-out images decide what is kept.
+
+    Args:
+        graph: the float32 graph, its weights inside.
+        job: the images, and how far to go.
+
+    Raises:
+        ExportError: images that do not fit the network or overflow it, a stale ``--calib-cache``, a network that int8
+            does not suit, or a Q/DQ graph that TensorRT would misread.
+    """
+    try:
+        return _calibrate(graph, job)
+    except InputError as error:
+        raise ExportError(str(error)) from error
+
+
+def _calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
+    fit, held = job.images.divide()
+    rows, few = _taken(fit, MOST_FIT), _taken(held, MOST_HELD)
+    notes = _examined(graph, job, rows)
+    record = _observed(graph, job, fit)
+    made = _quantised(graph, job, record, rows, few)
+    refused = next((finding for finding in lint(made.model) if finding.severity == "refuse"), None)
+    if refused is not None:
+        raise ExportError(f"TensorRT would refuse the Q/DQ graph: {refused.node}: {refused.what} {refused.mend}")
+    record = _completed(record, made, job)
+    ends = {name: (tensor.minimum, tensor.maximum) for name, tensor in record.tensors.items()}
+    return Calibrated(
+        made.model,
+        cpu_twin(graph, ends, reduced=True),  # on every host: 8-bit weights saturate on CPUs without VNNI
+        place_of(made),
+        {name: max(-low, high) for name, (low, high) in ends.items()},
+        dump_calibration(record),
+        (*notes, *made.notes, *_left_out(made)),
+    )
+
+
+def place_of(made: Quantised) -> tuple[str, ...]:
+    """Return the layers that compute in int8."""
+    return tuple(dict.fromkeys(d.node for d in made.decisions if d.role == "weight" and d.quantised))
+
+
+def _taken(images: Images, most: int) -> list[Row]:
+    try:
+        rows: list[Row] = [*islice(images, most)]
+    except InputError as error:
+        raise ExportError(str(error)) from error
+    if not rows:
+        raise ExportError(f"calibration images, {images.description}: none of them can be read.")
+    return rows
+
+
+def _examined(graph: "ModelProto", job: Calibrator, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Ask the data doctor, where it knows what to look for; say what it finds."""
+    first = next(iter(rows[0].values()))
+    picture = len(rows[0]) == 1 and first.ndim == 4 and first.shape[1] in {1, 3} and first.dtype == np.float32
+    if job.preprocessing is None or not picture or job.recipe.calib_data == "synthetic":
+        return ()
+    found = examine(rows, job.preprocessing, model=graph, expected=job.expected(graph))
+    return tuple(f"calibration images: {finding.fault}. {finding.sentence}" for finding in found)
+
+
+def _observed(graph: "ModelProto", job: Calibrator, fit: Images) -> Calibration:
+    """Observe the images that are not held out, or take what ``--calib-cache`` kept of the same graph and images."""
+    recipe, digest = job.recipe, graph_sha256(graph)
+    cache = None if recipe.calib_cache is None else Path(recipe.calib_cache)
+    if cache is not None and cache.is_file():
+        kept = load_calibration(cache.read_bytes(), cache.name)
+        check_fresh(
+            kept, graph=digest, images=job.images.sha256, preprocessing=job.preprocessing, method=recipe.calib_method,
+            where=cache.name,
+        )  # fmt: skip
+        job.say("calibration", f"what {kept.count} images showed, from {cache.name}", False)
+        return kept
+    methods: tuple[Method, ...] = _AUTO if recipe.calib_method == "auto" else (recipe.calib_method,)
+    began = time.monotonic()
+    names = list(dict.fromkeys((*place(graph).activations, *twin_tensors(graph))))
+    statistics = observe(graph, names, fit, on_progress=_told(job.on_progress))
+    record = _recorded(statistics, methods, job, digest)
+    job.say("calibration", f"{statistics.images} images observed in {time.monotonic() - began:.1f} s", False)
+    if cache is not None:
+        cache.write_bytes(dump_calibration(record))
+    return record
+
+
+def _told(on_progress: OnProgress) -> Callable[[int, int | None, float | None], None]:
+    def tell(done: int, total: int | None, left: float | None) -> None:
+        words = "observing images" + ("" if left is None else f", {left:.0f} s left:")
+        on_progress(f"calibration: {words}", done / total if total else None)
+
+    return tell
+
+
+def _recorded(statistics: Statistics, methods: Sequence[Method], job: Calibrator, digest: str) -> Calibration:
+    recipe = job.preprocessing
+    return Calibration(
+        method=job.recipe.calib_method,
+        tensors=tensor_records(statistics, {method: scales(statistics, method) for method in methods}),
+        graph=digest,
+        images=job.images.sha256,
+        description=job.images.description,
+        count=statistics.images,
+        every=EVERY,
+        preprocessing=None if recipe is None else recipe.to_json(),
+        tools=tool_versions(),
+    )
+
+
+def _quantised(
+    graph: "ModelProto", job: Calibrator, record: Calibration, rows: Sequence[Row], held: Sequence[Row]
+) -> Quantised:
+    methods = next(iter(record.tensors.values())).candidates
+    measured = Measured(
+        {method: {name: tensor.candidates[method] for name, tensor in record.tensors.items()} for method in methods},
+        {name: np.array(tensor.means) for name, tensor in record.tensors.items()},
+        held,
+    )
+    recipe, began = job.recipe, time.monotonic()
+    made = quantise(
+        graph,
+        rows,
+        measured,
+        method=recipe.calib_method,
+        quality=recipe.quality,
+        fp16_share=recipe.fp16_share,
+        rest=recipe.int8_rest,
+        on_progress=lambda phase, done, total: job.on_progress(f"calibration: {phase}", done / max(total, 1)),
+    )
+    best = next(step for step in made.steps if step.name == made.kept)
+    job.say(
+        "int8",
+        f"{len(place_of(made))} layers, {made.method} ranges, {best.sqnr_db:.1f} dB and top-1 {best.top1:.0%} on "
+        f"{len(held)} held-out images, in {time.monotonic() - began:.1f} s",
+        False,
+    )
+    return made
+
+
+def _completed(record: Calibration, made: Quantised, job: Calibrator) -> Calibration:
+    """Write down what was decided."""
+    chosen = {name: tensor.candidates[made.method] for name, tensor in record.tensors.items()} | dict(made.scales)
+    tensors = {name: replace(tensor, scale=chosen[name]) for name, tensor in record.tensors.items()}
+    share = f"among the layers that the answers feel most, at {made.fp16_share:.2%} of the multiply-adds together"
+    return replace(
+        record,
+        tensors=tensors,
+        chosen=made.method,
+        left=dict.fromkeys(made.left_out, share),
+        decisions=tuple(asdict(decision) for decision in made.decisions),
+        steps=tuple(asdict(step) for step in made.steps),
+    )
+
+
+def _left_out(made: Quantised) -> Iterable[str]:
+    if made.left_out:
+        yield (
+            f"int8: {len(made.left_out)} layers stay in the float type, {made.fp16_share:.2%} of the multiply-adds: "
+            f"{', '.join(made.left_out)}"
+        )

@@ -1,0 +1,293 @@
+"""The rungs from the float32 graph to the typed one: what each graph answers, held to what it must reach."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from engineworks.calibration import LARGEST_FP16, SMALLEST_FP16, beyond_fp16
+from engineworks.export.apart import Weights, whole, without_references
+from engineworks.export.calibrate import Calibrated
+from engineworks.export.clean import modules
+from engineworks.export.half import HalfType, half_weights, to_half
+from engineworks.export.head import Head, with_head
+from engineworks.export.memory import give_back_memory
+from engineworks.export.parity import MARGIN_DB, Yardstick, climb
+from engineworks.export.precision import check_realised
+from engineworks.export.probe import differing
+from engineworks.export.recipe import Recipe
+from engineworks.export.referee import Answers, Referee
+from engineworks.export.reference import float32_floor, noise_floor
+from engineworks.export.samples import rows
+from engineworks.export.to_onnx import Exported
+from engineworks.runtime.backend import OrtSession
+from engineworks.runtime.compare import sqnr
+from engineworks.runtime.errors import ExportError, ParityError
+from engineworks.runtime.manifest import Batch, Rung
+from engineworks.runtime.ort_session import Optimise
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Array = npt.NDArray[Any]
+Floors = list[tuple[float, str]]
+Calibrate = Callable[["ModelProto"], Calibrated]
+_FLOOR_ROWS = 4  # the floor's noise is averaged over every element of these rows' outputs
+LEAST_DB = 20.0  # noise of a tenth of the answers: to be as good as that proves nothing
+_LEAST_INT8_DB = 10.0  # noise of a third of the answers: trained networks keep 18 to 40 dB
+_MUCH = 1 << 28  # bytes of weights: from here on memory is worth the moment that tidying takes
+_NEAR = 0.25  # of FP16's range: worth a note, for other inputs may go further
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A typed graph, the figures that hold it to the original, and what a reader should know of it.
+
+    ``cpu`` is a graph for ONNX Runtime on the CPU where it has no kernels for the typed one, or none that are fast,
+    else None; ``route`` and ``simplifier`` say how the graph came about, ``calibration`` how its scales did.
+    """
+
+    graph: "ModelProto"
+    content: bytes
+    cpu: bytes | None
+    rungs: tuple[Rung, ...]
+    notes: tuple[str, ...]
+    route: str
+    simplifier: str
+    calibration: bytes | None = None
+
+
+def check(graph: "ModelProto", inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+    """Hold a graph against ONNX's checker, and its inputs and outputs against the names it should have.
+
+    Raises:
+        ExportError: what the checker says, or the names that differ.
+    """
+    from onnx import checker
+
+    try:
+        checker.check_model(without_references(graph))
+    except checker.ValidationError as error:
+        raise ExportError(f"the graph is not valid ONNX: {str(error).splitlines()[0]}") from error
+    names = tuple(v.name for v in graph.graph.input), tuple(v.name for v in graph.graph.output)
+    if names != (inputs, outputs):
+        raise ExportError(
+            f"the graph's inputs and outputs are {names[0]} and {names[1]}, expected {inputs} and {outputs}."
+        )
+
+
+def within(wanted: int, batch: Batch) -> int:
+    """Return the number of rows nearest to ``wanted`` that the batch allows."""
+    return min(max(wanted, batch.min), batch.max)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """One proof: the referee runs graphs while PyTorch finds the floors that their answers are held to."""
+
+    exported: Exported
+    recipe: Recipe
+    yardstick: Yardstick
+    referee: Referee
+    say: Callable[[Rung], None]
+    head: Head | None
+
+    def plain(self, on_typed: Callable[[bytes], None]) -> Proven:
+        """Prove the float32 graph."""
+        graph = with_head(self.exported.graph, self.head)
+        check_realised(graph, "fp32")
+        content = whole(graph, self.exported.weights)
+        on_typed(content)
+        answers = self._plain_answers(content)
+        rungs = self._climb(answers, "onnx-fp32", self._float32_floors())
+        return self._proven(graph, content, None, rungs, ())
+
+    def half(self, kind: HalfType, on_typed: Callable[[bytes], None]) -> Proven:
+        """Cast the graph and prove both."""
+        graph, weights = with_head(self.exported.graph, self.head), self.exported.weights
+        plain = graph.SerializeToString()
+        ranges = self._ranges(plain) if kind == "fp16" else None
+        plain_answers = self._plain_answers(plain, weights)
+        floors = self._half_floors(kind)
+        self.tidy()
+        notes = _check_ranges(graph, ranges.result()) if ranges is not None else ()
+        typed = with_head(to_half(self.exported.graph, kind), self.head)
+        check(typed, tuple(self.yardstick.inputs), tuple(self._outputs))
+        check_realised(typed, kind)
+        halves = half_weights(typed, weights, kind)
+        cpu = _emulated(typed, halves, kind)
+        content = whole(typed, halves)
+        del halves
+        self.tidy()
+        on_typed(content)
+        answers = self._answers(cpu or content)
+        _check_carried(floors, kind)
+        rungs = self._climb(plain_answers, "onnx-fp32", self._gained(floors, kind))
+        name = f"onnx-{kind}{'-emulated' if cpu else ''}"
+        rungs += self._climb(answers, name, [(floor, f"{kind} rounding of the original") for floor in floors])
+        return self._proven(typed, content, cpu, rungs, notes)
+
+    def int8(self, calibrate: Calibrate, on_typed: Callable[[bytes], None]) -> Proven:
+        """Prove the float32 graph; quantise it; prove what came of that, and its twin for CPUs."""
+        weights, rest = self.exported.weights, self.recipe.int8_rest
+        plain = with_head(self.exported.graph, self.head)
+        ranges = self._ranges(plain.SerializeToString()).result() if rest == "fp16" else {}
+        plain_answers = self._plain_answers(plain.SerializeToString(), weights)
+        rungs = self._climb(plain_answers, "onnx-fp32", self._float32_floors())
+        made = calibrate(_model(whole(self.exported.graph, weights)))
+        notes = made.notes
+        if rest == "fp16":
+            both = {name: max(ranges.get(name, 0.0), made.ranges.get(name, 0.0)) for name in (*ranges, *made.ranges)}
+            notes += _check_ranges(plain, both)
+        floors = self._int8_floors(with_head(made.model, self.head))
+        typed = with_head(to_half(made.model, "fp16") if rest == "fp16" else made.model, self.head)
+        check(typed, tuple(self.yardstick.inputs), tuple(self._outputs))
+        check_realised(typed, rest, made.layers)
+        content = typed.SerializeToString()
+        on_typed(content)
+        rungs += self._climb(self._answers(content, "float"), "onnx-int8", floors)
+        cpu, more, told = self._twin(with_head(made.twin, self.head))
+        proven = self._proven(typed, content, cpu, (*rungs, *more), (*notes, *told))
+        return replace(proven, calibration=made.record)
+
+    def _int8_floors(self, graph: "ModelProto") -> Floors:
+        """Ask the graph that is int8 in float32: what it keeps of the answers, a cast of the rest must keep too.
+
+        Raises:
+            ExportError: that is too little to mean anything.
+        """
+        size = within(max(len(array) for array in self.yardstick.inputs.values()), self.recipe.batch)
+        exact = self.yardstick.answers.get(size) or [rows(output, size) for output in self.yardstick.reference]
+        asked = self.referee.answers(graph.SerializeToString(), self._outputs, [size], optimise="float")
+        found = [sqnr(true, got) for true, got in zip(exact, asked.by_batch[size].result(), strict=True)]
+        if min(found) < _LEAST_INT8_DB:
+            raise ExportError(
+                f"int8 cannot carry this network as it is: it keeps {min(found):.1f} dB of the answers to the held-out "
+                f"images, {_LEAST_INT8_DB:.0f} are the least that means anything. Try --quality high, --fp16-share "
+                "10%, more --calib-images, or --fp16."
+            )
+        return [(db, "int8 rounding, in float32") for db in found]
+
+    def _twin(self, graph: "ModelProto") -> tuple[bytes | None, tuple[Rung, ...], tuple[str, ...]]:
+        """Prove the graph for CPUs; where it answers too badly it is left away, and that is said."""
+        content = graph.SerializeToString()
+        floor = (_LEAST_INT8_DB + MARGIN_DB, "the least that an int8 graph for CPUs must keep")
+        try:
+            return content, self._climb(self._answers(content), "onnx-int8-cpu", [floor] * len(self._outputs)), ()
+        except ParityError as error:
+            words = "no int8 graph for CPUs: the graph for GPUs runs there, in float and no faster than float32"
+            return None, (), (f"{words} ({str(error).partition(';')[0]})",)
+
+    def _proven(
+        self, graph: "ModelProto", content: bytes, cpu: bytes | None, rungs: tuple[Rung, ...], notes: tuple[str, ...]
+    ) -> Proven:
+        return Proven(graph, content, cpu, rungs, notes, self.exported.route, self.exported.simplifier)
+
+    def _compare(self, session: OrtSession) -> tuple[str, float] | None:
+        """Hold the float32 graph against what the original answers to inputs unlike the samples."""
+        if self.yardstick.probes is None:
+            return None
+        sizes = self.yardstick.answers
+        return differing(session, self._outputs, self.yardstick.probes, min(sizes), free=len(sizes) > 1)
+
+    def tidy(self) -> None:
+        """Free what the steps before left behind, where it is worth the moment that this takes."""
+        if sum(array.nbytes for array in self.exported.weights.values()) > _MUCH:
+            give_back_memory()
+
+    @property
+    def _outputs(self) -> list[str]:
+        return [value.name for value in self.exported.graph.graph.output]
+
+    def _plain_answers(self, graph: bytes, weights: Weights = MappingProxyType({})) -> Answers:
+        """Ask the float32 graph, smallest batch first: the compiler is done with its memory before the largest."""
+        return self.referee.answers(graph, self._outputs, sorted(self.yardstick.answers), weights, self._compare)
+
+    def _answers(self, graph: bytes, optimise: Optimise = "all") -> Answers:
+        """Ask the graph that ships, largest batch first: what it leaves in memory serves the others."""
+        sizes = sorted(self.yardstick.answers, reverse=True)
+        return self.referee.answers(graph, self._outputs, sizes, optimise=optimise)
+
+    def _ranges(self, graph: bytes) -> "Future[dict[str, float]]":
+        """Observe all samples, as few at once as the graph takes: each tensor of the graph stays in memory for them."""
+        count = max(len(array) for array in self.yardstick.inputs.values())
+        batch = self.recipe.batch
+        return self.referee.ranges(graph, self.exported.weights, within(count, batch), batch.min)
+
+    def _climb(self, answers: Answers, name: str, floors: Floors) -> tuple[Rung, ...]:
+        rungs = climb(answers, name, self._outputs, self.yardstick, floors)
+        self.say(rungs[-1])
+        return rungs
+
+    def _float32_floors(self) -> Floors:
+        """Return the floors of float32 from a half type that can carry the network: FP16, or BF16 for its range."""
+        half = self._half_floors("fp16")
+        if all(floor >= LEAST_DB for floor in half):
+            return self._gained(half, "fp16")
+        return self._gained(self._half_floors("bf16"), "bf16")
+
+    def _half_floors(self, kind: HalfType) -> list[float]:
+        size = within(_FLOOR_ROWS, self.recipe.batch)
+        few = {name: rows(array, size) for name, array in self.yardstick.inputs.items()}
+        exact = self.yardstick.answers.get(size) or [rows(output, size) for output in self.yardstick.reference]
+        return noise_floor(self.exported.run, few, exact, kind)
+
+    def _gained(self, half: list[float], kind: HalfType) -> Floors:
+        words = f"{kind} rounding of the original, float32's bits gained, sums lost"
+        return [(float32_floor(floor, kind, self.exported.graph), words) for floor in half]
+
+
+def _model(content: bytes) -> "ModelProto":
+    from onnx import ModelProto
+
+    model: ModelProto = ModelProto.FromString(content)
+    return model
+
+
+def _emulated(typed: "ModelProto", weights: Weights, kind: HalfType) -> bytes | None:
+    """ONNX Runtime's CPU kernels know FP16, and no BF16 convolution."""
+    if kind == "fp16":
+        return None
+    from engineworks.export.emulate import emulate
+
+    return whole(emulate(typed, kind), weights)
+
+
+def _check_carried(floors: list[float], kind: HalfType) -> None:
+    if not all(floor >= LEAST_DB for floor in floors):
+        raise ExportError(
+            f"{kind} cannot carry this network: rounding every tensor to it keeps {min(floors):.1f} dB of its answers, "
+            f"{LEAST_DB:.0f} are the least that means anything. Use {'--bf16 or ' if kind == 'fp16' else ''}--fp32."
+        )
+
+
+def _check_ranges(graph: "ModelProto", ranges: dict[str, float]) -> tuple[str, ...]:
+    """Refuse values that FP16 cannot hold, by layer; note those that come near its ends.
+
+    Raises:
+        ExportError: naming the first layer beyond, its module, and how far it goes.
+    """
+    where, beyond = modules(graph), beyond_fp16(ranges)
+    if beyond:
+        name, value = next(iter(beyond.items()))
+        raise ExportError(
+            f"FP16 overflows: {_named(name, where)} reaches {value:.3g} on the sample inputs, FP16 ends at "
+            f"{LARGEST_FP16:.0f} ({len(beyond)} such tensors). Use --bf16 or --fp32."
+        )
+    small = [name for name, value in ranges.items() if 0 < value < SMALLEST_FP16]
+    notes = [
+        f"FP16 underflow: {_named(name, where)} stays below {SMALLEST_FP16:.2g}; digits are lost." for name in small
+    ]
+    name, value = max(ranges.items(), key=lambda item: item[1])
+    if value >= LARGEST_FP16 * _NEAR:
+        notes.append(
+            f"FP16 range: {_named(name, where)} reaches {value:.3g} of {LARGEST_FP16:.0f}; larger inputs may overflow."
+        )
+    return tuple(notes)
+
+
+def _named(value: str, where: dict[str, str]) -> str:
+    return f"{where[value]} ({value})" if where.get(value) else value
