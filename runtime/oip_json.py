@@ -11,6 +11,7 @@ from typing import Any
 
 from engineworks.runtime.oip_errors import Refusal, bad
 
+_DEEPEST = 64
 _NAME = re.compile(rb'"\s*:')
 
 
@@ -42,13 +43,21 @@ def _kind(value: object) -> str:
     return kinds.get(type(value), "a number")
 
 
-def _names(value: Any) -> int:
-    """Count names in objects; a list of numbers is passed over at its first item."""
-    if isinstance(value, dict):
-        return len(value) + sum(_names(item) for item in value.values() if isinstance(item, (dict, list)))
-    if value and isinstance(value[0], (dict, list)):
-        return sum(_names(item) for item in value if isinstance(item, (dict, list)))
-    return 0
+def _names(content: Any) -> int:
+    """Count names in objects, level by level; a list of numbers is passed over at its first item."""
+    count, level = 0, [content]
+    for _ in range(_DEEPEST):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                count += len(value)
+                below.extend(item for item in value.values() if isinstance(item, (dict, list)))
+            elif value and isinstance(value[0], (dict, list)):
+                below.extend(item for item in value if isinstance(item, (dict, list)))
+        if not below:
+            return count
+        level = below
+    raise bad(f"the request's JSON is nested deeper than {_DEEPEST} levels.")
 
 
 def _check_slowly(text: bytes) -> None:

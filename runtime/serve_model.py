@@ -60,7 +60,7 @@ class Served:
         self.joins = joins_batches(self.manifest)
         self.rules = contract(self.manifest.inputs, self.manifest.batch, opening.max_batch)
         self.measure, self.tally = Measure(), Tally()
-        self.users, self.retired, self.failing = 0, False, False
+        self.users, self.retired, self.failing, self.probing = 0, False, False, False
         self.observe: Observe | None = None
         self._names = [tensor.name for tensor in self.manifest.outputs]
         self._latest = threading.local()
@@ -90,13 +90,16 @@ class Served:
         return self._batcher.submit(arrays, rows, lambda outputs: self._outcome(outputs, began), timeout)
 
     def probe(self) -> bool:
-        """Run zeros, to see whether a backend that failed is alive again."""
+        """Run zeros, to see whether a backend that failed is alive again; where zeros cannot be made, hope so."""
         try:
-            self.session.warmup(1)
+            if _fixed(self.session):
+                self.session.warmup(1)
+            self.failing = False
         except EngineworksError:
-            return False
-        self.failing = False
-        return True
+            pass
+        finally:
+            self.probing = False
+        return not self.failing
 
     def close(self) -> None:
         """Finish what is queued, then free the backend."""

@@ -84,8 +84,13 @@ class Models:
                 yield self.loaded[name][version]
 
     def ready(self) -> bool:
-        """Tell whether everything that is loaded can answer, and something is."""
-        return bool(self.loaded) and not any(served.failing for served in self.all())
+        """Tell whether everything that is loaded can answer, and something is; what failed is tried again beside."""
+        failing = [served for served in self.all() if served.failing]
+        for served in failing:
+            if not served.probing:
+                served.probing = True
+                self.threads.submit(served.probe)
+        return bool(self.loaded) and not failing
 
     async def load(self, key: Key) -> Served:
         """Open a version, warm it up, and let it take over from the one that was served.

@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def _check_packages(settings: Settings) -> None:
 async def _serve(settings: Settings, models: Models, threads: ThreadPoolExecutor, listener: socket.socket) -> int:
     for key in sorted(models.sources):
         served = await models.load(key)
-        click.echo(f"serve-model: {served.name} version {served.version}: {served.session.backend}", err=True)
+        _say(f"serve-model: {served.name} version {served.version}: {served.session.backend}")
     access = AccessLog(settings.access_log)
     try:
         server = _server(settings, models, threads, access)
@@ -166,7 +167,7 @@ def _server(settings: Settings, models: Models, threads: ThreadPoolExecutor, acc
         drain_seconds=settings.drain_seconds,
         on_drain=drain,
         background=_background(settings, models, metrics),
-        on_start=lambda port: click.echo(_listening(settings, port), err=True),
+        on_start=lambda port: _say(_listening(settings, port)),
     )
 
 
@@ -174,6 +175,11 @@ def _background(settings: Settings, models: Models, metrics: Any) -> list[Callab
     from engineworks.runtime.serve_watch import Watch
 
     return [Watch(models, metrics, settings.watch_seconds).run] if settings.watch else []
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # a full disk or a closed pipe is no reason not to serve
+        click.echo(line, err=True)
 
 
 def _listening(settings: Settings, port: int) -> str:
