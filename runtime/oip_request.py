@@ -91,9 +91,14 @@ def read_request(body: bytes, json_length: int, model: Manifest, rules: Contract
     check_size(json_length, json_limit)
     whole = memoryview(body)
     content = read_object(body if json_length == len(body) else whole[:json_length])
+    return request_of(content, whole[json_length:], model, rules)
+
+
+def request_of(content: dict[str, Any], rest: memoryview, model: Manifest, rules: Contract) -> Request:
+    """Make a request of its JSON, read already, and of the bytes behind it; see ``read_request``."""
     asked = object_field(content, "parameters", "request")
     _refuse_state(asked)
-    arrays = _inputs(content, whole[json_length:], model, rules.largest)
+    arrays = _inputs(content, rest, model, rules.largest)
     wanted = _outputs(content, model, bool(flag_field(asked, "binary_data_output", "parameters")))
     timeout = whole_field(asked, "timeout", "parameters")
     return Request(_id(content), arrays, batch_of(arrays), wanted, timeout / 1e6 if timeout else None)

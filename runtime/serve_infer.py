@@ -8,12 +8,13 @@ import asyncio
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 from engineworks.runtime.classify import predictions
 from engineworks.runtime.errors import BundleError
 from engineworks.runtime.oip_errors import Refusal, bad
-from engineworks.runtime.oip_request import Request, header_length, read_request
+from engineworks.runtime.oip_request import Request, header_length, read_request, request_of
 from engineworks.runtime.oip_response import write_response
 from engineworks.runtime.serve_body import deflate, inflate
 from engineworks.runtime.serve_bridge import Bridge
@@ -78,6 +79,21 @@ class Inference:
         scope["engineworks.cancel"] = waiter.cancel
         outcome: Outcome = await waiter
         return outcome
+
+    async def infer_tensors(
+        self, served: Served, content: dict[str, Any], rest: memoryview, remaining: float | None
+    ) -> tuple[Outcome, Request]:
+        """Run a request that came by gRPC: its JSON and bytes, and the seconds that its client still waits."""
+        began = time.perf_counter_ns()
+        at_once = len(rest) <= _AT_ONCE_BODY and not any("data" in item for item in content["inputs"])
+        arguments = (content, rest, served.manifest, served.rules)
+        request = request_of(*arguments) if at_once else await self._elsewhere(request_of, *arguments)
+        if remaining is not None:
+            request = replace(request, timeout=min(request.timeout or remaining, max(remaining, 0.001)))
+        read = time.perf_counter_ns()
+        outcome = await self.run(served, request, at_once, {})
+        self.count(served, request.rows, outcome, read - began, 0)
+        return outcome, request
 
     def count(self, served: Served, rows: int, outcome: Outcome, read_ns: int, write_ns: int) -> None:
         """Count a request that was answered."""

@@ -7,10 +7,19 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any, Literal, TextIO
+
+import click
 
 Which = Literal["all", "errors", "off"]
 _MOST = 10_000
+
+
+def say(line: str) -> None:
+    """Tell the operator something on stderr."""
+    with suppress(OSError):  # a full disk or a closed pipe is no reason not to serve
+        click.echo(line, err=True)
 
 
 class AccessLog:

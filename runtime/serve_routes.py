@@ -50,7 +50,7 @@ class Routes:
     def __init__(self, models: Models, inference: Inference, metrics: Metrics, control: bool) -> None:
         self._models, self._inference, self._metrics = models, inference, metrics
         self._budget = Budget(inference.limits.memory)
-        self._repository = Repository(models, metrics, control)
+        self.repository = Repository(models, metrics, control)
         self.draining = False
         policy = [(b"content-security-policy", _POLICY)]
         self._pages: dict[str, Callable[[], Reply]] = {
@@ -80,7 +80,7 @@ class Routes:
             return await self._model(call, parts[3:])
         if parts[:3] == ["", "v2", "repository"]:
             _expect(call, "POST")
-            return await self._repository.answer(parts[3:], await self._body(call))
+            return await self.repository.answer(parts[3:], await self._body(call))
         _expect(call, "GET")
         return self._plain(call.path)
 

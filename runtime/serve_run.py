@@ -6,16 +6,14 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from engineworks.runtime.errors import BackendError
+from engineworks.runtime.serve_grpc_server import beside
 from engineworks.runtime.serve_limits import Limits
-from engineworks.runtime.serve_log import AccessLog, Which
+from engineworks.runtime.serve_log import AccessLog, Which, say
 from engineworks.runtime.serve_model import Opening
 from engineworks.runtime.serve_models import Models
 
@@ -115,17 +113,22 @@ def _check_packages(settings: Settings) -> None:
 async def _serve(settings: Settings, models: Models, threads: ThreadPoolExecutor, listener: socket.socket) -> int:
     for key in sorted(models.sources):
         served = await models.load(key)
-        _say(f"serve-model: {served.name} version {served.version}: {served.session.backend}")
+        say(f"serve-model: {served.name} version {served.version}: {served.session.backend}")
     access = AccessLog(settings.access_log)
     try:
-        server = _server(settings, models, threads, access)
-        await server.serve(sockets=[listener])
+        server, service = _server(settings, models, threads, access)
+        limits = (settings.limits.body, settings.max_connections)
+        async with beside(settings.host, settings.grpc_port, service, limits, settings.tls):
+            await server.serve(sockets=[listener])
         return 0
     finally:
         access.close()
 
 
-def _server(settings: Settings, models: Models, threads: ThreadPoolExecutor, access: AccessLog) -> Any:
+def _server(
+    settings: Settings, models: Models, threads: ThreadPoolExecutor, access: AccessLog
+) -> tuple[Any, Callable[[], Any]]:
+    """Return the server, and what makes the gRPC service beside it."""
     import uvicorn
 
     from engineworks.runtime.serve_app import App
@@ -162,24 +165,25 @@ def _server(settings: Settings, models: Models, threads: ThreadPoolExecutor, acc
     def drain() -> None:
         routes.draining = True
 
-    return Server(
+    def service() -> Any:
+        from engineworks.runtime.serve_grpc import Grpc
+
+        return Grpc(models, routes, inference, metrics, settings.token)
+
+    server = Server(
         config,
         drain_seconds=settings.drain_seconds,
         on_drain=drain,
         background=_background(settings, models, metrics),
-        on_start=lambda port: _say(_listening(settings, port)),
+        on_start=lambda port: say(_listening(settings, port)),
     )
+    return server, service
 
 
 def _background(settings: Settings, models: Models, metrics: Any) -> list[Callable[[], Awaitable[Any]]]:
     from engineworks.runtime.serve_watch import Watch
 
     return [Watch(models, metrics, settings.watch_seconds).run] if settings.watch else []
-
-
-def _say(line: str) -> None:
-    with suppress(OSError):  # a full disk or a closed pipe is no reason not to serve
-        click.echo(line, err=True)
 
 
 def _listening(settings: Settings, port: int) -> str:
