@@ -1,5 +1,6 @@
 """The server as an ASGI application: who may ask, and what is answered, counted and logged of every request."""
 
+import asyncio
 import hmac
 import logging
 import time
@@ -36,7 +37,7 @@ class App:
         try:
             self._admit(call)
             reply = await self._routes.answer(call)
-        except Gone:
+        except (Gone, asyncio.CancelledError):  # the client went away, before or after its request was whole
             return
         except Exception as error:
             reply = self._refused(call, error)
