@@ -106,7 +106,8 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Wait for the next request, or a short while for the rest of one that was answered before it was whole."""
         super().on_response_complete()
-        if not self._whole and self._late is None and not self.transport.is_closing():
+        waits = self.cycle.response_complete and not self._whole  # and is no pipelined request that is being answered
+        if waits and self._late is None and not self.transport.is_closing():
             self._late = self.loop.call_later(_LINGER, self.timeout_keep_alive_handler)
 
     def _await_head(self) -> None:

@@ -19,6 +19,8 @@ from engineworks.runtime.serve_models import Models
 
 _NEEDED = ("uvicorn", "httptools", "orjson", "prometheus_client")
 _THREADS = 4
+_KEEP_ALIVE = 75  # seconds; longer than load balancers keep theirs, which else meet a connection that just closed
+_FINISH = 60  # seconds for what is under way when the server ends
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ def _server(
         server_header=False,
         interface="asgi3",
         backlog=2048,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=_FINISH,
         ssl_certfile=settings.tls[0] if settings.tls else None,
         ssl_keyfile=settings.tls[1] if settings.tls else None,
     )

@@ -26,8 +26,8 @@ class Watch:
             await asyncio.sleep(self._seconds)
             try:
                 await self.look()
-            except EngineworksError as error:  # the repository folder is gone for a while: a mount, a rename
-                _log.warning("watch: %s", error)
+            except Exception as error:  # the repository folder is gone for a while, or memory is short: look again
+                _log.warning("watch: %s: %s", type(error).__name__, error)
 
     async def look(self) -> None:
         """Look once, and load what has changed since."""

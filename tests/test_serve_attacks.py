@@ -282,3 +282,23 @@ def test_raw_bytes_are_no_trouble(server: Any, parts: list[bytes]) -> None:
             assert b" 500 " not in connection.recv(4096)
         except OSError:
             pass
+
+
+def test_requests_that_follow_each_other_at_once_are_answered_in_order(server: Any) -> None:
+    text = json.dumps({"inputs": [part()], "id": "ID"}).encode()
+    requests = [
+        head(f"Content-Length: {len(text)}") + text.replace(b"ID", f"{number:02}".encode()) for number in range(9)
+    ]
+    with server.raw() as connection:
+        whole = b"".join(requests)
+        connection.sendall(whole[:-50])
+        time.sleep(0.3)
+        connection.sendall(whole[-50:])
+        answers = b""
+        while answers.count(b'"id":') < 9:
+            more = connection.recv(65536)
+            assert more, answers
+            answers += more
+    assert [answers.index(f'"id":"{number:02}"'.encode()) for number in range(9)] == sorted(
+        answers.index(f'"id":"{number:02}"'.encode()) for number in range(9)
+    )

@@ -131,7 +131,8 @@ class Target:
     def __init__(self, command: list[str], environment: dict[str, str], port: int, path: str, body: bytes) -> None:
         self.url, self.body, self.headers = f"http://127.0.0.1:{port}{path}", body, dict[str, str]()
         quiet = subprocess.DEVNULL
-        self.process = subprocess.Popen(command, env=os.environ | environment, stdout=quiet, stderr=quiet)
+        folder = environment.get("FOLDER")  # some rivals write files where they are started
+        self.process = subprocess.Popen(command, env=os.environ | environment, stdout=quiet, stderr=quiet, cwd=folder)
         end = time.monotonic() + 60
         while True:
             try:
@@ -172,9 +173,13 @@ def rival(kind: str, python: str, folder: Path, bundle: Path, manifest: Any, x: 
     file = folder / f"{kind}_server.py"
     file.write_text(RUN + RIVALS[kind])
     port = free_port()
-    environment = {"GRAPH": str(bundle / "model.onnx"), "PORT": str(port), "BATCH": str(manifest["batch"]["max"])}
+    environment = {
+        "GRAPH": str((bundle / "model.onnx").resolve()),
+        "PORT": str(port),
+        "BATCH": str(manifest["batch"]["max"]),
+    }
     environment |= {"SHAPE": ",".join(map(str, x.shape)), "THREADS": str(threads), "PYTHONPATH": ""}
-    environment |= {"BENTOML_DO_NOT_TRACK": "true"}
+    environment |= {"BENTOML_DO_NOT_TRACK": "true", "FOLDER": str(folder)}
     text = json.dumps({"x": base64.b64encode(x.tobytes()).decode()}).encode()
     sent = {"litserve": text, "mosec": x.tobytes(), "bentoml": json.dumps({"x": x.tolist()}).encode()}
     paths = {"litserve": "/predict", "mosec": "/inference", "bentoml": "/predict", "kserve": "/v2/models/net/infer"}
