@@ -55,8 +55,9 @@ _ANSWER = {
 
 
 @cache
-def openapi() -> dict[str, Any]:
-    """Return the document."""
+def openapi(models: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the document; ``models`` are the names that a client may use now."""
+    named = _NAME | ({"schema": {"type": "string", "enum": list(models)}} if models else {})
     paths: dict[str, Any] = {
         "/v2": {"get": _operation("The server's name, version and extensions")},
         "/v2/health/live": {"get": _operation("The process answers")},
@@ -70,10 +71,10 @@ def openapi() -> dict[str, Any]:
         made = _operation(
             f"{action.capitalize()} a model, where the operator allows it", body=_json({"type": "object"})
         )
-        paths[f"/v2/repository/models/{{model}}/{action}"] = {"parameters": [_NAME], "post": made}
+        paths[f"/v2/repository/models/{{model}}/{action}"] = {"parameters": [named], "post": made}
     for start, parameters in (
-        ("/v2/models/{model}", [_NAME]),
-        ("/v2/models/{model}/versions/{version}", [_NAME, _VERSION]),
+        ("/v2/models/{model}", [named]),
+        ("/v2/models/{model}/versions/{version}", [named, _VERSION]),
     ):
         paths |= {start + end: {"parameters": parameters, **what} for end, what in _of_a_model().items()}
     return {

@@ -61,7 +61,7 @@ class Routes:
             "/v2/models/stats": self._stats,
             "/status.json": lambda: json_reply(status(models, draining=self.draining)),
             "/metrics": lambda: Reply(200, metrics.text(), CONTENT_TYPE),
-            "/openapi.json": lambda: json_reply(openapi()),
+            "/openapi.json": lambda: json_reply(openapi(tuple(sorted(models.loaded)))),
         }
 
     @property
