@@ -73,7 +73,7 @@ def _read_config(context: click.Context, _: click.Parameter, value: str | None) 
 @click.option("--max-queue", default=256, type=click.IntRange(1), help="Requests that may wait, for each model.")
 @click.option("--max-body-mb", default=64, type=click.IntRange(1), help="Largest body, sent or inflated.")
 @click.option(
-    "--max-json-mb", default=8, type=click.IntRange(1), help="Most JSON of a request; binary data has no such limit."
+    "--max-json-mb", default=4, type=click.IntRange(1), help="Most JSON of a request; binary data has no such limit."
 )
 @click.option("--max-memory-mb", default=512, type=click.IntRange(1), help="Bodies of all requests together.")
 @click.option("--max-connections", default=1024, type=click.IntRange(1), help="Connections that may be open.")

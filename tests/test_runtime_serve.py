@@ -28,7 +28,7 @@ def test_only_this_host_is_served_and_nothing_is_controlled_unless_asked(taken: 
     assert serve.main(["a-bundle"]) == 0
     found = taken[0]
     assert (found.host, found.port, found.control, found.watch, found.token) == ("127.0.0.1", 8000, False, False, None)
-    assert (found.limits.body, found.limits.json, found.limits.memory) == (64 * MB, 8 * MB, 512 * MB)
+    assert (found.limits.body, found.limits.json, found.limits.memory) == (64 * MB, 4 * MB, 512 * MB)
 
 
 def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
