@@ -19,6 +19,9 @@ from engineworks.runtime.oip_json import check_size, flag_field, objects_field, 
         (b'{"a": NaN}', "not JSON"),
         (b'{"a": Infinity}', "not JSON"),
         (b'{"a": "\xff"}', "not JSON"),
+        (b'{"a": [' + b"{}," * 5000 + b"1]}", "at most 4096 objects"),
+        (b'{"a": [' + b"[]," * 70_000 + b"1]}", "65536 lists"),
+        (b'{"a": [' + b'"x",' * 50_000 + b"1]}", "65536 quotes"),
         (b"[1]", "expected a JSON object, got a list"),
         (b"null", "got null"),
         (b'{"a": 1, "a": 2}', "'a' stands twice"),
@@ -38,7 +41,7 @@ def test_what_is_no_plain_object_is_refused_in_words(text: bytes, told: str) -> 
 @pytest.mark.parametrize("depth", [600, 990, 1100, 200_000])
 def test_deep_nesting_is_refused_and_never_eats_the_stack(depth: int) -> None:
     text = b'{"a":' * depth + b"1" + b"}" * depth
-    with pytest.raises(Refusal, match=r"nested deeper|not JSON") as refused:
+    with pytest.raises(Refusal, match=r"nested deeper|not JSON|at most") as refused:
         read_object(text)
     assert refused.value.status == 400
 
