@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -227,3 +227,60 @@ class FakeHost:
 def fake_host(monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     """A host with one fake GPU, an L4 (sm89), and no TensorRT yet."""
     return FakeHost(monkeypatch)
+
+
+# --- a server in a process of its own, see running_server.py
+
+
+@pytest.fixture(scope="session")
+def served_bundle(tmp_path_factory: pytest.TempPathFactory, manifest: runtime.Manifest) -> Path:
+    """A bundle of four colours to be served; nobody may damage it."""
+    files = {"model.onnx": (DATA / "four_classes.onnx").read_bytes()}
+    folder = tmp_path_factory.mktemp("served")
+    return runtime.write_bundle(folder / "four-fp16", replace(manifest, engines=()), files).path
+
+
+@pytest.fixture(scope="session")
+def two_bundle(tmp_path_factory: pytest.TempPathFactory, manifest: runtime.Manifest) -> Path:
+    """A bundle of two inputs and two outputs to be served; nobody may damage it."""
+    files = {"model.onnx": (DATA / "two_inputs.onnx").read_bytes()}
+    two = replace(
+        manifest,
+        name="two-fp32",
+        inputs=tuple(runtime.Tensor(name, "float32", ("batch", 3)) for name in ("left", "right")),
+        outputs=(runtime.Tensor("sum", "float32", ("batch", 3)), runtime.Tensor("dot", "float32", ("batch", 1))),
+        preprocessing=None,
+        engines=(),
+        labels=(),
+    )
+    return runtime.write_bundle(tmp_path_factory.mktemp("served") / "two-fp32", two, files).path
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Start ``serve-model`` with arguments and environment of one's own; it is ended after the test."""
+    for name in ("uvicorn", "httptools", "orjson", "prometheus_client"):
+        pytest.importorskip(name)
+    running: list[Any] = []
+
+    def begin(*arguments: object, **environment: str) -> Any:
+        made = _module("running_server", Path(__file__).parent / "running_server.py")
+        running.append(made.Running([str(argument) for argument in arguments], tmp_path, **environment))
+        return running[-1]
+
+    yield begin
+    for server in running:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(served_bundle: Path, two_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One server for all tests that leave it as it was: models ``four-fp16`` and ``two``."""
+    for name in ("uvicorn", "httptools", "orjson", "prometheus_client"):
+        pytest.importorskip(name)
+    made = _module("running_server", Path(__file__).parent / "running_server.py")
+    limits = ("--max-body-mb", "4", "--max-json-mb", "1", "--max-memory-mb", "32", "--body-seconds", "1")
+    arguments = [str(served_bundle), f"two={two_bundle}", "--head-seconds", "1", "--access-log", "all", *limits]
+    running = made.Running(arguments, tmp_path_factory.mktemp("server"))
+    yield running
+    running.stop()
