@@ -9,14 +9,16 @@ PACKAGES := -p engineworks.runtime -p engineworks.models -p engineworks.calibrat
 .PHONY: demo test quick lint wheel clean
 
 demo: $(VENV)/.export
-	@echo "== 1/4 GoogLeNet, FP16: export, compare with PyTorch, compile"
+	@echo "== 1/5 GoogLeNet, FP16: export, compare with PyTorch, compile"
 	$(BIN)/export-model googlenet --fp16 --force -o $(DEMO)/googlenet-fp16
-	@echo "== 2/4 a photograph through that bundle (engineworks.runtime, no torch)"
+	@echo "== 2/5 a photograph through that bundle (engineworks.runtime, no torch)"
 	$(BIN)/python examples/classify.py $(DEMO)/googlenet-fp16 models/photo.jpg
-	@echo "== 3/4 LeNet-5, trained, FP16: the same way"
+	@echo "== 3/5 LeNet-5, trained, FP16: the same way"
 	$(BIN)/export-model lenet5 --fp16 --force -o $(DEMO)/lenet5-fp16
-	@echo "== 4/4 handwritten digits that it has never seen"
+	@echo "== 4/5 handwritten digits that it has never seen"
 	$(BIN)/python examples/digits.py $(DEMO)/lenet5-fp16 models/digits.npz
+	@echo "== 5/5 LeNet-5, INT8, calibrated on 128 of them"
+	$(BIN)/export-model lenet5 --int8 --calib-data examples/calibration.py:digits --force -o $(DEMO)/lenet5-int8
 	@echo "== done: look into a bundle with $(BIN)/inspect-model $(DEMO)/lenet5-fp16"
 
 test: lint

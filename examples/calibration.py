@@ -3,15 +3,12 @@
 A factory returns any list of pictures: files, PIL images or uint8 arrays; with their classes, pairs.
 """
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
-DIGITS = Path(__file__).parent.parent / "models" / "digits.npz"
+from engineworks.models import samples
 
 
 def digits() -> list[npt.NDArray[np.uint8]]:
     """Return 200 handwritten digits, as they came: ``(28, 28)`` uint8, ink on black."""
-    with np.load(DIGITS, allow_pickle=False) as data:
-        return list(data["images"])
+    return list(samples.digits()[0])

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,26 @@ pytestmark = [pytest.mark.slow, pytest.mark.zoo]
 
 SIZE = 64
 SIZES = {"alexnet": 224, "vgg11_bn": 224, "vit_b_16": 224, "maxvit_t": 224, "inception_v3": 160, "vgg11": 224}
+# One of each way of building a network; MORE of the same ways are run where ENGINEWORKS_WHOLE_ZOO is set.
 TORCHVISION = (
-    "alexnet", "vgg11_bn", "googlenet", "inception_v3", "resnet18", "resnext50_32x4d", "wide_resnet50_2",
-    "densenet121", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small",
-    "efficientnet_b0", "efficientnet_v2_s", "regnet_y_400mf", "convnext_tiny",
+    "vgg11_bn", "googlenet", "inception_v3", "densenet121", "squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small",
+    "convnext_tiny",
 )  # fmt: skip
 TIMM = (
-    "resnet18", "resnet50d", "seresnet50", "res2net50_26w_4s", "tf_efficientnet_lite0", "efficientnet_b0",
-    "tf_efficientnet_b0", "mobilenetv3_small_100", "ghostnet_100", "regnety_002", "convnext_atto", "rexnet_100",
-    "hrnet_w18_small", "dla34", "densenet121", "vgg11", "xception41", "nfnet_l0", "mixnet_s", "tf_mixnet_s",
-    "cspresnet50", "resnetv2_50", "ecaresnet26t", "skresnet18", "dpn68", "mobilenetv4_conv_small", "fastvit_t8",
-    "repvgg_a0", "ese_vovnet19b_dw", "lcnet_050", "efficientvit_b0", "poolformer_s12",
+    "res2net50_26w_4s", "tf_efficientnet_lite0", "mobilenetv3_small_100", "ghostnet_100", "regnety_002", "rexnet_100",
+    "dla34", "nfnet_l0", "tf_mixnet_s", "resnetv2_50", "skresnet18", "dpn68", "fastvit_t8", "repvgg_a0",
+    "ese_vovnet19b_dw", "efficientvit_b0", "poolformer_s12",
 )  # fmt: skip
+MORE = (
+    "torchvision:alexnet", "torchvision:resnet18", "torchvision:resnext50_32x4d", "torchvision:wide_resnet50_2",
+    "torchvision:mnasnet0_5", "torchvision:mobilenet_v2", "torchvision:efficientnet_b0",
+    "torchvision:efficientnet_v2_s", "torchvision:regnet_y_400mf", "timm:resnet18", "timm:resnet50d",
+    "timm:seresnet50", "timm:efficientnet_b0", "timm:tf_efficientnet_b0", "timm:convnext_atto", "timm:hrnet_w18_small",
+    "timm:densenet121", "timm:vgg11", "timm:xception41", "timm:mixnet_s", "timm:cspresnet50", "timm:ecaresnet26t",
+    "timm:mobilenetv4_conv_small", "timm:lcnet_050",
+)  # fmt: skip
+NAMES = [*(f"torchvision:{n}" for n in TORCHVISION), *(f"timm:{n}" for n in TIMM)]
+NAMES += MORE if os.environ.get("ENGINEWORKS_WHOLE_ZOO") else ()
 LEFT = {
     "torchvision:vit_b_16": "control flow",  # nn.MultiheadAttention asks whether query and key are one tensor
     "torchvision:swin_t": "_get_relative_position_bias",
@@ -97,7 +106,7 @@ def run(graph: Any, rows: Tensor) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")  # the packages' own
-@pytest.mark.parametrize("name", [*(f"torchvision:{n}" for n in TORCHVISION), *(f"timm:{n}" for n in TIMM)])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_network_is_taken_and_is_no_larger_than_by_the_stock_route(name: str) -> None:
     net, images = build(name)
     example = {"input": images[:2]}

@@ -44,3 +44,13 @@ def test_the_example_names_a_picture(after_the_demo: Path) -> None:
     out = run(after_the_demo, "examples/classify.py", "demo/lenet5-fp16", "examples/seven.png")
     assert re.search(r"examples/seven\.png\n +\d+\.\d%  7\n", out)
     assert "untrained" not in out
+
+
+def test_the_readmes_int8_line_gives_a_bundle_that_reads_the_digits(after_the_demo: Path) -> None:
+    line = re.search(r"^\$ export-model (lenet5 --int8 .*)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert line is not None
+    code = "import sys; from engineworks.export.cli import main; sys.exit(main(sys.argv[1:]))"
+    flags = [*line[1].split(), "--engine", "none", "--no-cache", "--batch", "1:2:4", "-q"]
+    assert run(after_the_demo, "-c", code, *flags) == "lenet5-int8\n"
+    digits = str(ROOT / "models" / "digits.npz")
+    assert "195 of 200 digits read right (97.5%)" in run(after_the_demo, "examples/digits.py", "lenet5-int8", digits)
