@@ -613,7 +613,7 @@ def test_a_cast_that_goes_wrong_is_found_against_the_file(monkeypatch: pytest.Mo
         cast.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "w"))
         return cast
 
-    monkeypatch.setattr("engineworks.export.prove.to_half", wrong)
+    monkeypatch.setattr("engineworks.export.ladder.to_half", wrong)
     assert "against the file as given, needs" in refused(linear(), precision="fp16", simplify="none")
 
 

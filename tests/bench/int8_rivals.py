@@ -1,6 +1,6 @@
 """INT8 on trained EfficientNet-Lite0 by the other quantisers: their graphs, our evaluator and our linter.
 
-    PYTHONPATH=.typing python tests/bench/int8_rivals.py ENVIRONMENTS [FOLDER …]
+    PYTHONPATH=.typing:. python tests/bench/int8_rivals.py ENVIRONMENTS [FOLDER …]
 
 ENVIRONMENTS holds a virtual environment for each of ``modelopt`` (nvidia-modelopt[onnx]), ``nncf`` and ``aimet``
 (aimet-onnx); one that is missing is named and passed over. Photographs, crops and evaluation are those of
