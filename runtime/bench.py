@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engineworks.runtime.backend import BackendName, Device
-from engineworks.runtime.command import Progress, leave, status_of
+from engineworks.runtime.command import DeviceType, Progress, leave, status_of
 from engineworks.runtime.errors import BackendError, EngineworksError, InputError
 from engineworks.runtime.loading import load
 from engineworks.runtime.session import Session
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("path", metavar="BUNDLE")
-@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
+@click.option("--device", type=DeviceType(), default="auto", show_default=True)
 @click.option(
     "--batch", "batches", type=click.IntRange(min=1), multiple=True, help="Default: smallest, usual, largest."
 )

@@ -8,9 +8,25 @@ from typing import TextIO
 
 import click
 
-from engineworks.runtime.errors import EngineworksError
+from engineworks.runtime.errors import BackendError, EngineworksError
 
 _REFRESH = 0.2  # seconds
+
+
+class DeviceType(click.ParamType):
+    """``--device``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+
+    name = "auto|cpu|cuda|cuda:N"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the device as it was given, once it is known to be one."""
+        from engineworks.runtime.protocol import parse_device
+
+        try:
+            parse_device(value)
+        except BackendError as error:
+            self.fail(str(error), param, ctx)
+        return value
 
 
 def status_of(command: click.Command, name: str, argv: list[str] | None) -> int:

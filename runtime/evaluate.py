@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from engineworks.runtime.bundle import REFERENCE, open_bundle
 from engineworks.runtime.classify import label_of, softmax
-from engineworks.runtime.command import Progress, duration, leave, status_of
+from engineworks.runtime.command import DeviceType, Progress, duration, leave, status_of
 from engineworks.runtime.compare import agreement, order
 from engineworks.runtime.crops import TEN, ten_crops
 from engineworks.runtime.dataset import Dataset, open_dataset
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 @click.argument("paths", metavar="BUNDLE [OTHER]", nargs=-1, required=True)
 @click.option("--data", required=True, help="A folder for each class, or a list file of lines PICTURE CLASS.")
 @click.option("--ten-crop", is_flag=True, help="Average the probabilities of ten crops (ResNet paper, table 2).")
-@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
+@click.option("--device", type=DeviceType(), default="auto", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many pictures, evenly spread.")
 @click.option("--worst", type=click.IntRange(min=0), default=5, show_default=True, help="Show so many worst classes.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything for programs.")

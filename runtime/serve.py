@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from engineworks.runtime.command import leave, status_of
+from engineworks.runtime.command import DeviceType, leave, status_of
 from engineworks.runtime.errors import BackendError, BundleError
 from engineworks.runtime.serve_limits import MB, Limits
 from engineworks.runtime.serve_model import Opening
@@ -64,7 +64,7 @@ def _read_config(context: click.Context, _: click.Parameter, value: str | None) 
 @click.option("--allow-repository-control", is_flag=True, help="Let clients load and unload models by name.")
 @click.option("--watch", is_flag=True, help="Take up bundles that change, with no request lost.")
 @click.option("--watch-seconds", default=1.0, type=click.FloatRange(0.05), help="How often --watch looks.")
-@click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", type=DeviceType(), default="auto", show_default=True)
 @click.option("--backend", default="auto", type=click.Choice(["auto", "onnxruntime", "tensorrt", "rtx"]))
 @click.option("--strict", is_flag=True, help="Refuse to fall back from a GPU or an engine.")
 @click.option("--threads", default=0, type=click.IntRange(0), help="CPU threads of one run; 0: all cores.")

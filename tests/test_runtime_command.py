@@ -9,7 +9,7 @@ import click
 import pytest
 
 from engineworks.runtime import InputError
-from engineworks.runtime.command import Progress, duration, status_of
+from engineworks.runtime.command import DeviceType, Progress, duration, status_of
 
 
 class Terminal(io.StringIO):
@@ -89,3 +89,14 @@ def test_every_command_helps_without_loading_anything_heavy(name: str) -> None:
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True)
     assert "Usage:" in done.stdout
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
+def test_a_device_is_taken_as_it_is_written(device: str) -> None:
+    assert DeviceType().convert(device, None, None) == device
+
+
+@pytest.mark.parametrize("device", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"])
+def test_what_is_no_device_is_wrong_usage(device: str) -> None:
+    with pytest.raises(click.UsageError):
+        DeviceType().convert(device, None, None)
