@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("path", metavar="BUNDLE")
-@click.option("--device", type=DeviceType(), default="auto", show_default=True)
+@click.option("--device", type=DeviceType(), default="auto", show_default=True, help="Where models run.")
 @click.option(
     "--batch", "batches", type=click.IntRange(min=1), multiple=True, help="Default: smallest, usual, largest."
 )

@@ -13,7 +13,7 @@ from engineworks.runtime.errors import BackendError, EngineworksError
 _REFRESH = 0.2  # seconds
 
 
-class DeviceType(click.ParamType):
+class DeviceType(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic in later clicks alone
     """``--device``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
 
     name = "auto|cpu|cuda|cuda:N"

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 @click.argument("paths", metavar="BUNDLE [OTHER]", nargs=-1, required=True)
 @click.option("--data", required=True, help="A folder for each class, or a list file of lines PICTURE CLASS.")
 @click.option("--ten-crop", is_flag=True, help="Average the probabilities of ten crops (ResNet paper, table 2).")
-@click.option("--device", type=DeviceType(), default="auto", show_default=True)
+@click.option("--device", type=DeviceType(), default="auto", show_default=True, help="Where models run.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many pictures, evenly spread.")
 @click.option("--worst", type=click.IntRange(min=0), default=5, show_default=True, help="Show so many worst classes.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything for programs.")
