@@ -1,0 +1,89 @@
+"""The command ``check-model``: parity again on this host, backend by backend, without PyTorch.
+
+The onnx package installs a script of the same name; ``python -m engineworks.runtime.check`` is always this one.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from engineworks.runtime.bundle import open_bundle
+from engineworks.runtime.command import DeviceType, leave, status_of
+from engineworks.runtime.parity import Checked, check_bundle
+
+
+def run() -> None:
+    """Run the command and exit with its status."""
+    leave(main)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``check-model`` with these arguments (default: the process's own); return its exit status."""
+    return status_of(_command, "check-model", argv)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("path", metavar="BUNDLE")
+@click.option("--device", type=DeviceType(), default="auto", show_default=True, help="Where; auto: wherever it runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print every figure for programs.")
+def _command(path: str, device: Any, as_json: bool) -> int:
+    """Compare BUNDLE on this host with the original's stored answers; exit 1 where it does not agree.
+
+    Each backend that runs here answers the stored inputs at the smallest, usual and largest batch, and is held against
+    itself too: rows in another order, alike, beside others, or one by one must get the same answers.
+    """
+    bundle = open_bundle(path)
+    bundle.verify()
+    found: list[Checked] = []
+    for checked in check_bundle(bundle, device):
+        found.append(checked)
+        if not as_json:
+            for line in lines(checked):
+                click.echo(line)
+    passed = all(checked.passed for checked in found)
+    if as_json:
+        backends = [asdict(checked) | {"passed": checked.passed} for checked in found]
+        click.echo(
+            json.dumps(_finite({"bundle": bundle.manifest.name, "passed": passed, "backends": backends}), indent=2)
+        )
+    return int(not passed)
+
+
+def lines(checked: Checked) -> Iterator[str]:
+    """Yield what a person reads of one backend."""
+    if checked.problem:
+        yield f"{checked.backend:<18} not run: {checked.problem}"
+        return
+    for one in checked.compared:
+        figures, state = one.figures, "agrees" if one.passed else "FAILS"
+        yield (
+            f"{checked.backend:<18} {state}: {one.output}, batch {one.batch}: {_db(figures.sqnr_db)} (needs "
+            f"{one.required_db:.1f}), largest difference {figures.max_abs:.3g}, top-1 {figures.top1:.0%}"
+        )
+        yield from (f"{'':<18}   {flip}" for flip in one.flips)
+    for relation in checked.relations:
+        state = "holds" if relation.sqnr_db >= checked.required_db else "FAILS"
+        yield (
+            f"{checked.backend:<18} {relation.name} {state}: {_db(relation.sqnr_db)} (needs {checked.required_db:.1f})"
+        )
+
+
+def _db(value: float) -> str:
+    return "equal, bit for bit" if value == math.inf else f"{value:.1f} dB"
+
+
+def _finite(value: Any) -> Any:
+    """Write what JSON has no number for as null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,159 @@
+"""Parity again, on this host: a bundle's stored inputs and the original's answers, on every backend that runs here."""
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engineworks.runtime.backend import ENGINES, BackendSession, open_bundle_session
+from engineworks.runtime.bundle import GRAPH, REFERENCE, Bundle
+from engineworks.runtime.compare import Agreement, Floats, agreement, order
+from engineworks.runtime.errors import BackendError, BundleError
+from engineworks.runtime.manifest import Rung
+from engineworks.runtime.protocol import Array, Device
+from engineworks.runtime.relations import Relation, relations
+
+_MARGIN_DB = 6.02  # one bit
+TF32_DB = (24 - 11) * 6.02  # bits of a significand that TF32 drops (CUDA programming guide)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One output at one batch size: the figures, and the least decibels that pass.
+
+    ``flips`` tells of each row whose winner is another: how far the winner stood out, and how large the difference is.
+    """
+
+    output: str
+    batch: int
+    figures: Agreement
+    required_db: float
+    flips: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the figures reach what is required."""
+        return self.figures.sqnr_db >= self.required_db
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What one backend answered; ``problem`` says why it did not run, where it did not."""
+
+    backend: str
+    problem: str = ""
+    compared: tuple[Compared, ...] = ()
+    relations: tuple[Relation, ...] = ()
+    required_db: float = 0.0
+    """The least for a relation: two answers to one row may differ as each does from the truth, and by a bit more."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that was compared agrees; a backend that cannot run here has nothing to fail."""
+        related = all(relation.sqnr_db >= self.required_db for relation in self.relations)
+        return related and all(compared.passed for compared in self.compared)
+
+
+def check_bundle(bundle: Bundle, device: Device = "auto") -> Iterator[Checked]:
+    """Compare every backend that runs here with the original's stored answers, and with itself.
+
+    Args:
+        bundle: an opened bundle.
+        device: ``auto`` tries all backends; ``cpu`` ONNX Runtime on the CPU alone; ``cuda`` and ``cuda:N`` all but it.
+
+    Raises:
+        BundleError: a file is damaged or edited, or holds no reference.
+        BackendError: no backend runs here at all.
+    """
+    stored = _reference(bundle)
+    ran = False
+    for name, asked, where in _backends(bundle, device):
+        try:
+            session = open_bundle_session(bundle, device=where, backend=asked, strict=where != "cpu")
+        except BackendError as error:
+            yield Checked(name, str(error))
+            continue
+        try:
+            yield _checked(bundle, session, stored)
+            ran = True
+        finally:
+            session.close()
+    if not ran:
+        raise BackendError(f"bundle {bundle.path.name}: no backend runs it here; each says above why.")
+
+
+def _backends(bundle: Bundle, device: Device) -> Iterator[tuple[str, Any, Device]]:
+    gpu: Device = "cuda" if device in {"auto", "cpu"} else device
+    if device != "cpu":
+        made = {record.flavour for record in bundle.manifest.engines}
+        yield from ((flavour, flavour, gpu) for flavour in ENGINES if flavour in made)
+        yield "onnxruntime-cuda", "onnxruntime", gpu
+    if device in {"auto", "cpu"}:
+        yield "onnxruntime-cpu", "onnxruntime", "cpu"
+
+
+def _reference(bundle: Bundle) -> dict[str, Array]:
+    with np.load(io.BytesIO(bundle.read(REFERENCE)), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    wanted = {f"input:{t.name}" for t in bundle.manifest.inputs} | {f"output:{t.name}" for t in bundle.manifest.outputs}
+    if set(arrays) != wanted:
+        raise BundleError(f"bundle {bundle.path.name}: {REFERENCE} holds {sorted(arrays)}, expected {sorted(wanted)}.")
+    return arrays
+
+
+def _checked(bundle: Bundle, session: BackendSession, stored: Mapping[str, Array]) -> Checked:
+    manifest = bundle.manifest
+    names = [tensor.name for tensor in manifest.outputs]
+    rungs = _rungs(bundle, session.backend.name)
+    rounded = session.backend.name in ENGINES and any("TF32" in note for note in manifest.notes)
+    lost = TF32_DB * rounded
+    found: list[Compared] = []
+    for size in sorted({manifest.batch.min, manifest.batch.opt, manifest.batch.max}):
+        answers = session.run(_rows(bundle, stored, size), names)
+        for tensor, answer in zip(manifest.outputs, answers, strict=True):
+            truth: Floats = _cut(stored[f"output:{tensor.name}"], size).astype(np.float64)
+            got: Floats = np.asarray(answer, np.float64)
+            least = rungs[(tensor.name, size)].required_db - lost
+            flips = tuple(_flips(truth, got, manifest.scores))
+            found.append(Compared(tensor.name, size, agreement(truth, got, manifest.scores), least, flips))
+    batch = max(manifest.batch.min, min(manifest.batch.max, max(manifest.batch.opt, 2)))
+    related: tuple[Relation, ...] = ()
+    if batch > 1:
+        inputs = _rows(bundle, stored, batch)
+        related = tuple(relations(lambda rows: session.run(rows, names), inputs, manifest.batch.min))
+    near = min(max(rung.required_db, (rung.sqnr_db or 0.0) - _MARGIN_DB) for rung in rungs.values()) - lost
+    return Checked(session.backend.name, "", tuple(found), related, near)
+
+
+def _rows(bundle: Bundle, stored: Mapping[str, Array], size: int) -> dict[str, Array]:
+    return {tensor.name: _cut(stored[f"input:{tensor.name}"], size) for tensor in bundle.manifest.inputs}
+
+
+def _cut(rows: Array, size: int) -> Array:
+    return np.ascontiguousarray(rows[np.arange(size) % len(rows)])
+
+
+def _rungs(bundle: Bundle, backend: str) -> dict[tuple[str, int], Rung]:
+    """Return for each output and batch size the rung of the graph that this backend runs."""
+    manifest = bundle.manifest
+    asked, twin = manifest.precision.asked, manifest.graph.get("cpu", GRAPH) != GRAPH
+    on_cpu = backend == "onnxruntime-cpu" and twin
+    names = {f"onnx-{asked}-cpu"} if on_cpu and asked == "int8" else {f"onnx-{asked}", f"onnx-{asked}-emulated"}
+    found = {(rung.output, rung.batch): rung for rung in manifest.parity if rung.candidate in names}
+    if not found:
+        raise BundleError(f"bundle {bundle.path.name}: it records no comparison of its graph. Re-run export-model.")
+    return found
+
+
+def _flips(truth: Floats, got: Floats, scores: Any) -> Iterator[str]:
+    """Say of each row whose winner is another whether it stood out by more than the row's own difference."""
+    if truth.ndim != 2 or truth.shape[1] < 2 or not np.isfinite(got).all():
+        return
+    best, won = order(truth, scores)[:, :2], order(got, scores)[:, 0]
+    for row in np.flatnonzero(best[:, 0] != won):
+        margin = abs(float(truth[row, best[row, 0]]) - float(truth[row, won[row]]))
+        noise = float(np.abs(truth[row] - got[row])[[best[row, 0], won[row]]].sum())
+        words = "a near tie that the difference explains" if margin <= noise else "more than the difference explains"
+        yield f"row {row}: class {best[row, 0]} became {won[row]}; it stood out by {margin:.3g}, {words} ({noise:.3g})"
