@@ -104,10 +104,16 @@ def _rounded(graph: Graph, layer: Layer, inputs: Values, options: Options) -> In
 
 
 def _moments(graph: Graph, layer: Layer, weights: Floats, inputs: Values) -> gptq.Moments | None:
-    """Return the moments of what each weight is multiplied with; None for a layer that is no sum over windows."""
+    """Return the moments of what each weight is multiplied with; None for a layer that is no sum over windows.
+
+    None too for a product of very many inputs: an image is one sample of it, so few leave nothing but the diagonal, and
+    the moments would fill the memory (VGG's 25,088 inputs: 5 GB).
+    """
     if layer.kind == "ConvTranspose" or (layer.kind == "Conv" and weights.ndim != 4):
         return None
     width = weights.size // weights.shape[layer.axis]
+    if layer.kind != "Conv" and width > gptq.WIDEST:
+        return None
     found = gptq.Moments(layer.groups, width)
     images = sum(len(values) for values in inputs)
     most = -(-gptq.enough_windows(width) // images)

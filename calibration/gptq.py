@@ -16,7 +16,7 @@ from engineworks.calibration.weights import LARGEST_INT8, nearest
 Doubles = npt.NDArray[np.float64]
 SHRINK = 0.05  # of the way to the diagonal
 _BLOCK = 64  # columns rounded one by one before the rest is told at once
-_WIDEST = 4608  # a window larger than this is rounded in parts: the moments are square in it
+WIDEST = 4608  # a window larger than this is rounded in parts: the moments are square in it
 _WINDOWS = 8192
 
 
@@ -95,8 +95,8 @@ def round_rows(rows: Floats, scales: Floats, covariance: Doubles, *, shrink: flo
     plain = nearest(rows, scales)
     steps = (rows / scales[:, None]).reshape(groups, -1, width).astype(np.float64)
     found = np.empty_like(steps)
-    for start in range(0, width, _WIDEST):
-        part = slice(start, start + _WIDEST)
+    for start in range(0, width, WIDEST):
+        part = slice(start, start + WIDEST)
         found[:, :, part] = _round_groups(steps[:, :, part], covariance[:, part, part], shrink)
     better = np.clip(found, -LARGEST_INT8, LARGEST_INT8)
     keep = output_error(better - steps, covariance) < output_error(plain.reshape(steps.shape) - steps, covariance)

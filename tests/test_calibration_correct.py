@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from engineworks.calibration import gptq
 from engineworks.calibration.correct import Options, correct
 from engineworks.calibration.placement import place
 from engineworks.calibration.qdq import insert_qdq
@@ -111,3 +112,30 @@ def test_progress_counts_layers() -> None:
     made, told = two_layers(*LAYERS["Conv"][:3], 0), []
     correct(made, place(made), SCALES, images(1), on_layer=lambda done, total: told.append((done, total)))
     assert told == [(1, 2), (2, 2)]
+
+
+def test_a_product_of_very_many_inputs_keeps_no_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their square would fill the memory: 5 GB for the first Gemm of VGG."""
+    made: list[int] = []
+
+    class Watched(gptq.Moments):
+        def __init__(self, groups: int, width: int) -> None:
+            made.append(width)
+            super().__init__(groups, width)
+
+    monkeypatch.setattr("engineworks.calibration.gptq.Moments", Watched)
+    width = gptq.WIDEST + 1
+    rng = np.random.default_rng(0)
+    stored = {"w": rng.standard_normal((32, width)).astype(np.float32), "v": np.eye(16, 32, dtype=np.float32)}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["h"], name="h", transB=1),
+        helper.make_node("Gemm", ["h", "v"], ["y"], name="y", transB=1),
+    ]
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", c]) for n, c in (("x", width), ("y", 16))]
+    graph = helper.make_graph(
+        nodes, "g", infos[:1], infos[1:], [numpy_helper.from_array(value, name) for name, value in stored.items()]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    batches = [{"x": rng.standard_normal((8, width)).astype(np.float32)}]
+    correct(model, place(model), {"x": 0.05, "h": 2.0}, batches)
+    assert made == [32]
