@@ -6,11 +6,15 @@ are ours, so that it costs no second search.
 """
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engineworks.calibration.graph import Graph
+from engineworks.calibration.bias import mean_change
+from engineworks.calibration.graph import Array, Graph
+from engineworks.calibration.layers import WEIGHTED, from_rows, read_bias, read_layer, read_weights, to_rows
+from engineworks.calibration.qdq import set_bias
 from engineworks.calibration.walk import run_all
 from engineworks.runtime.errors import ExportError
 
@@ -22,6 +26,7 @@ OPERATORS = (
     "Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Reshape",
     "Flatten",
 )  # fmt: skip
+_STEPS = {False: 127, True: 64}  # of the largest weight, in ONNX Runtime's symmetric int8 and its reduced range
 _CUTTING = {"Relu", "Clip"}
 _HANDING_ON = {"MaxPool", "Reshape", "Flatten", "Concat"}
 
@@ -70,13 +75,17 @@ def _ranges(model: "ModelProto", ranges: Ranges) -> Ranges:
     return found
 
 
-def cpu_twin(model: "ModelProto", ranges: Ranges, *, reduced: bool = False) -> "ModelProto":
+def cpu_twin(
+    model: "ModelProto", ranges: Ranges, *, reduced: bool = False, means: Mapping[str, Array] = MappingProxyType({})
+) -> "ModelProto":
     """Return a Q/DQ graph that ONNX Runtime fuses into integer kernels on a CPU.
 
     Args:
         model: the float32 graph.
         ranges: tensor → smallest and largest value, for every name of ``twin_tensors``.
         reduced: weights of 7 bits, for CPUs whose int8 products saturate (AVX2 and AVX-512 without VNNI).
+        means: tensor → the mean of each of its channels, ``(C,)``: the biases of the layers that read one take back
+            what rounding the weights adds to their outputs' means.
 
     Raises:
         ExportError: a tensor without a range.
@@ -86,12 +95,28 @@ def cpu_twin(model: "ModelProto", ranges: Ranges, *, reduced: bool = False) -> "
     from onnx import ModelProto
 
     source = ModelProto()
-    source.CopyFrom(Graph(model).model)
+    source.CopyFrom(_compensated(model, means, _STEPS[reduced]))
     quantiser = _quantiser(source, _ranges(model, ranges), reduced)
     quantiser.quantize_model()
     quantiser.model.topological_sort()  # it appends its nodes; ONNX wants them before their readers
     made: ModelProto = quantiser.model.model
     return made
+
+
+def _compensated(model: "ModelProto", means: Mapping[str, Array], steps: int) -> "ModelProto":
+    """Correct the biases of the layers whose inputs' means are known (``bias.mean_change``)."""
+    graph = Graph(model)
+    for node in graph.nodes:
+        layer = read_layer(graph, node) if node.op_type in WEIGHTED else None
+        if layer is None or not layer.takes_bias or layer.data not in means or len(node.input) < 3:
+            continue
+        weights = read_weights(graph, layer)
+        rows = to_rows(weights, layer)
+        scales = np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(np.float32).tiny) / steps
+        rounded = from_rows(np.rint(rows / scales) * scales, layer, weights.shape).astype(np.float32)
+        change = mean_change(weights, rounded, layer, np.asarray(means[layer.data], np.float64).ravel())
+        set_bias(graph, layer, (read_bias(graph, layer) - change).astype(np.float32))
+    return graph.model
 
 
 def saturates() -> bool:

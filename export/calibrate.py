@@ -171,7 +171,7 @@ def _calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
     ends = {name: (tensor.minimum, tensor.maximum) for name, tensor in record.tensors.items()}
     return Calibrated(
         made.model,
-        cpu_twin(graph, ends, reduced=True),  # on every host: 8-bit weights saturate on CPUs without VNNI
+        cpu_twin(graph, ends, reduced=True, means=_means(record)),  # 8-bit weights saturate on CPUs without VNNI
         place_of(made),
         {name: max(-low, high) for name, (low, high) in ends.items()},
         dump_calibration(record),
@@ -256,7 +256,7 @@ def _quantised(
     methods = next(iter(record.tensors.values())).candidates
     measured = Measured(
         {method: {name: tensor.candidates[method] for name, tensor in record.tensors.items()} for method in methods},
-        {name: np.array(tensor.means) for name, tensor in record.tensors.items()},
+        _means(record),
         held,
     )
     recipe, began = job.recipe, time.monotonic()
@@ -278,6 +278,10 @@ def _quantised(
         False,
     )
     return made
+
+
+def _means(record: Calibration) -> dict[str, Array]:
+    return {name: np.array(tensor.means) for name, tensor in record.tensors.items()}
 
 
 def _completed(record: Calibration, made: Quantised, job: Calibrator) -> Calibration:
