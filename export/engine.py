@@ -57,6 +57,9 @@ class BuildCancelled(EngineError):
     """The build was stopped because the caller asked for it; nothing is left of it."""
 
 
+_FLOAT_ALONE = "sm75"  # seen in the plan's text: its int8 layers read half
+
+
 @dataclass(frozen=True)
 class Engine:
     """A compiled engine and the facts worth recording about it."""
@@ -239,6 +242,12 @@ def _build_for_targets(shop: _Workshop, job: _Job) -> tuple[bytes, tuple[str, ..
     default = job.flavour == "rtx" and not job.targets
     targets = RTX_TARGETS if default else job.targets
     left_out: dict[str, str] = {}
+    if _FLOAT_ALONE in targets and any(kind.endswith(" int8") for kind in count_layer_types(shop.network)):
+        why = "TensorRT-RTX computes int8 layers in float there, without a word"
+        if not default:
+            raise EngineError(f"{_FLOAT_ALONE}: {why}. Leave it out of the targets, or export with --fp16")
+        left_out[_FLOAT_ALONE] = why
+        targets = tuple(target for target in targets if target != _FLOAT_ALONE)
     while (plan := _attempt(shop, job, targets)) is None:
         cause = shop.journal.cause()
         named = named_targets(cause, targets)

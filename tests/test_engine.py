@@ -117,6 +117,35 @@ def test_the_default_for_float16_is_every_target() -> None:
 
 
 @rtx
+def quantised() -> bytes:
+    """The same network in FP16, its convolution between Q and DQ."""
+    net = cnn("fp16")
+    int8 = {"xs": np.array(0.02, np.float16), "ws": np.full(16, 0.02, np.float16), "z": np.array(0, np.int8)}
+    int8 |= {"wz": np.zeros(16, np.int8), "wq": np.ones((16, 3, 3, 3), np.int8)}
+    net.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in int8.items())
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "xs", "z"], ["q"], "q"),
+        helper.make_node("DequantizeLinear", ["q", "xs", "z"], ["d"], "d"),
+        helper.make_node("DequantizeLinear", ["wq", "ws", "wz"], ["wd"], "wd", axis=0),
+        *net.graph.node,
+    ]
+    del net.graph.node[:]
+    net.graph.node.extend(nodes)
+    net.graph.node[3].input[:2] = ["d", "wd"]
+    return bytes(net.SerializeToString())
+
+
+@rtx
+def test_turing_computes_int8_layers_in_float_and_is_left_out_or_refused() -> None:
+    engine = compile_engine(quantised(), flavour="rtx", batch=BATCH)
+    assert engine.layer_types == {"convolution int8": 1, "matrix_multiply fp16": 1}
+    assert engine.targets == AMPERE_ON
+    assert engine.left_out["sm75"] == "TensorRT-RTX computes int8 layers in float there, without a word"
+    with pytest.raises(EngineError, match="sm75: TensorRT-RTX computes int8 layers in float there"):
+        compile_engine(quantised(), flavour="rtx", batch=BATCH, targets=("sm75", "sm86"))
+
+
+@rtx
 def test_a_graph_with_a_fixed_batch_builds_for_that_batch_alone() -> None:
     assert build(cnn(batch=4), batch=(4, 4, 4), targets=("sm86",)).batch == (4, 4, 4)
     with pytest.raises(EngineError, match=r"fixed at 4, expected it to take 1:8:64"):
