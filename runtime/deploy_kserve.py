@@ -118,7 +118,7 @@ def _container(m: Manifest, image: str, scale: Scale) -> dict[str, Any]:
         "name": "kserve-container",
         "image": image,
         "command": ["serve-model"],
-        "args": ["/mnt/models", "--host", "0.0.0.0", "--port", str(_PORT)],
+        "args": [f"{m.name}=/mnt/models", "--host", "0.0.0.0", "--port", str(_PORT)],
         "ports": [{"containerPort": _PORT, "protocol": "TCP"}],
         "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": _PORT}, "periodSeconds": 5},
         "livenessProbe": {

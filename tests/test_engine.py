@@ -120,7 +120,11 @@ def test_the_default_for_float16_is_every_target() -> None:
 def quantised() -> bytes:
     """The same network in FP16, its convolution between Q and DQ."""
     net = cnn("fp16")
-    int8 = {"xs": np.array(0.02, np.float16), "ws": np.full(16, 0.02, np.float16), "z": np.array(0, np.int8)}
+    int8: dict[str, Any] = {
+        "xs": np.array(0.02, np.float16),
+        "ws": np.full(16, 0.02, np.float16),
+        "z": np.array(0, np.int8),
+    }
     int8 |= {"wz": np.zeros(16, np.int8), "wq": np.ones((16, 3, 3, 3), np.int8)}
     net.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in int8.items())
     nodes = [
