@@ -29,7 +29,7 @@ def test_with_an_image_our_container_serves_the_bundle(manifest: runtime.Manifes
     served, service = documents(manifest, image="registry/engineworks:1")
     (container,) = served["spec"]["containers"]
     assert (served["kind"], container["name"]) == ("ServingRuntime", "kserve-container")
-    assert [*container["command"], *container["args"]][:2] == ["serve-model", "lenet5-fp16=/mnt/models"]
+    assert [*container["command"], *container["args"]][:2] == ["serve-model", "four-fp16=/mnt/models"]
     assert container["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": 8080}
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert service["spec"]["predictor"]["model"]["runtime"] == served["metadata"]["name"]
