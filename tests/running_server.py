@@ -1,7 +1,8 @@
 """A ``serve-model`` in a process of its own, for tests: started on a free port, spoken to, ended by its own pid.
 
 Run as a script it is the server; ``SERVE_TEST_DELAY`` makes every run of the network take that many seconds longer, and
-``SERVE_TEST_DEAD`` names a file that makes every run fail while it exists.
+``SERVE_TEST_DEAD`` names a file that makes every run fail while it exists, ``SERVE_TEST_CLOCK`` one that holds the
+seconds by which the host's clock is off.
 """
 
 import http.client
@@ -114,7 +115,20 @@ def status_of(connection: socket.socket) -> int:
     return int(found[1]) if found else 0
 
 
+def _set_clock(file: Path) -> None:
+    """Let the wall clock of this process jump as the file says; what asks it again sees the jump."""
+    wall, wall_ns = time.time, time.time_ns
+
+    def off() -> float:
+        return float(file.read_text("utf-8")) if file.exists() else 0.0
+
+    setattr(time, "time", lambda: wall() + off())  # noqa: B010
+    setattr(time, "time_ns", lambda: wall_ns() + int(off() * 1e9))  # noqa: B010
+
+
 def _patch() -> None:
+    if "SERVE_TEST_CLOCK" in os.environ:
+        _set_clock(Path(os.environ["SERVE_TEST_CLOCK"]))
     from engineworks.runtime.errors import BackendError
     from engineworks.runtime.session import Session
 
@@ -138,7 +152,7 @@ def _patch() -> None:
 
 
 if __name__ == "__main__":
+    _patch()
     from engineworks.runtime.serve import main
 
-    _patch()
     sys.exit(main())

@@ -107,6 +107,25 @@ def test_a_backend_that_died_is_not_ready_and_comes_back(start: Start, served_bu
     assert server.json("POST", INFER, BODY)[0] == 200
 
 
+@pytest.mark.parametrize("jump", [-1e9, 1e9])
+def test_a_clock_that_jumps_by_decades_ends_no_request_and_no_deadline(
+    start: Start, served_bundle: Path, tmp_path: Path, jump: float
+) -> None:
+    clock = tmp_path / "clock"
+    server = start(served_bundle, "--max-batch", "1", SERVE_TEST_CLOCK=str(clock), SERVE_TEST_DELAY="0.1")
+    threads, statuses = many(server, 6, BODY | {"parameters": {"timeout": 20_000_000}})
+    time.sleep(0.2)
+    clock.write_text(str(jump))
+    joined(threads)
+    assert statuses == [200] * 6
+    assert server.json("POST", INFER, BODY)[0] == 200
+    _, found = server.json("GET", "/v2/models/four-fp16/stats")
+    stats = found["model_stats"][0]
+    assert abs(stats["last_inference"] / 1e3 - time.time() - jump) < 60  # the wall clock stands in the records alone
+    assert 0 <= stats["inference_stats"]["queue"]["ns"] < 60e9
+    assert server.end() == 0
+
+
 def test_a_kill_harms_no_bundle_and_the_port_is_free_again(start: Start, served_bundle: Path) -> None:
     server = start(served_bundle, SERVE_TEST_DELAY="0.2")
     threads, _ = many(server, 4)
