@@ -13,7 +13,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +30,10 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]
 
 def network() -> tuple[bytes, Expected]:
     """Export the trained network, and read what its first two batch norms saw in training."""
-    import torch
     from onnx import ModelProto
 
     from engineworks.export.apart import whole
+    from engineworks.export.norms import seen_in_training
     from engineworks.export.prove import export_graph
     from engineworks.export.recipe import Recipe
 
@@ -44,15 +43,7 @@ def network() -> tuple[bytes, Expected]:
     image = np.zeros((2, 3, 224, 224), np.float32)
     made = export_graph(module, {"image": image}, ("scores",), Recipe("lite0"))
     graph = ModelProto.FromString(whole(made.graph, made.weights))
-    names = [node.output[0] for node in graph.graph.node if node.op_type == "Conv"]
-    norms = [part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)]
-    return graph.SerializeToString(), dict(zip(names[:2], map(_folded, norms[:2]), strict=True))
-
-
-def _folded(norm: Any) -> tuple[Floats, Floats]:
-    """Return mean and variance of what a folded batch norm puts out: β and γ² · v / (v + ε)."""
-    variance = norm.weight**2 * norm.running_var / (norm.running_var + norm.eps)
-    return norm.bias.detach().numpy(), variance.detach().numpy()
+    return graph.SerializeToString(), seen_in_training(module, graph)
 
 
 def smaller(x: Floats, times: int) -> Floats:
