@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _AS_THEY_ARE = (
     "model", "weights", "engine", "simplify", "route", "interpolation", "labels", "samples", "trust", "calib_data",
-    "calib_images", "calib_method", "calib_cache", "quality", "int8_rest",
+    "calib_images", "calib_method", "calib_cache", "quality", "int8_rest", "layers",
 )  # fmt: skip
 
 
@@ -125,6 +125,7 @@ def main(argv: list[str] | None = None) -> int:
 @click.option(
     "--int8-rest", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True, help="What is not INT8."
 )
+@click.option("--layers", is_flag=True, help="Hold every layer against PyTorch's, not the outputs alone.")
 @click.option("--force", is_flag=True, help="Replace the bundle that stands there.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep a bundle made before.")
 @click.option(

@@ -4,18 +4,19 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from engineworks.export.cache import versions
 from engineworks.export.count import multiply_adds
 from engineworks.export.engine import Choice, Engine
+from engineworks.export.looking import as_json
 from engineworks.export.original import TITLES
 from engineworks.export.precision import realised
 from engineworks.export.recipe import Recipe
 from engineworks.export.source import Source
-from engineworks.runtime.bundle import CALIBRATION, CPU_GRAPH, GRAPH, REFERENCE
+from engineworks.runtime.bundle import CALIBRATION, CPU_GRAPH, GRAPH, LAYERS, REFERENCE
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import EngineRecord, Manifest, Model, Precision, Rung, Tensor, Weights
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
     from engineworks.export.ladder import Proven
+    from engineworks.export.layers import Layer
     from engineworks.export.parity import Yardstick
     from engineworks.export.to_onnx import Exported
 
@@ -65,6 +67,16 @@ def rung_line(rung: Rung) -> tuple[str, str]:
     return (
         rung.candidate,
         f"{found} against {TITLES[rung.reference]} (needs {rung.required_db:.1f}), top-1 agrees on {rung.top1:.0%}",
+    )
+
+
+def layers_line(name: str, layers: "Sequence[Layer]") -> str:
+    """Say how near a graph's layers are to the original's own, each on the inputs that it had."""
+    worst, noisiest = max(layers, key=lambda layer: layer.excess), min(layers, key=lambda layer: layer.db)
+    return (
+        f"{name}: {len(layers)} values beside PyTorch's own; the furthest differs by {worst.excess:.2g} of what "
+        f"rounding explains ({worst.module or worst.value}), the noisiest keeps {noisiest.db:.1f} dB "
+        f"({noisiest.module or noisiest.value})"
     )
 
 
@@ -119,6 +131,8 @@ def files(manifest_of: Manifest, proven: "Proven", engine: Engine | None, yardst
         content[CPU_GRAPH] = proven.cpu
     if proven.calibration is not None:
         content[CALIBRATION] = proven.calibration
+    if proven.layers:
+        content[LAYERS] = as_json(proven.layers)
     if engine is not None:
         content[manifest_of.engines[0].file] = engine.plan
     return content

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from torch import fx
 
 
-def fold_batch_norms(traced: "fx.GraphModule", values: "Mapping[fx.Node, Any]") -> int:
-    """Fold every batch norm that alone reads a convolution or linear layer; return how many went.
+def fold_batch_norms(traced: "fx.GraphModule", values: "Mapping[fx.Node, Any]") -> dict[str, str]:
+    """Fold every batch norm that alone reads a convolution or linear layer; return each such layer's norm, by name.
 
     The layer has to be called once, and nothing else may read its weights; ``values`` tells every node's value. The
     module that the trace was taken of is left as it is.
     """
-    folded = 0
+    folded: dict[str, str] = {}
     for node in list(traced.graph.nodes):
         found = _batch_norm(node, traced, values)
         source = node.all_input_nodes[0] if found else None
@@ -28,7 +28,7 @@ def fold_batch_norms(traced: "fx.GraphModule", values: "Mapping[fx.Node, Any]") 
             continue
         node.replace_all_uses_with(source)
         traced.graph.erase_node(node)
-        folded += 1
+        folded[source.name] = node.name
     if folded:
         traced.recompile()
     return folded

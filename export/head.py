@@ -37,6 +37,15 @@ def seen_before(picture: InputSpec) -> InputSpec:
     return InputSpec(picture.name, (height, width, channels), "uint8")
 
 
+def behind_head(model: "ModelProto", head: Head | None) -> tuple[str, ...]:
+    """Name the value that the network itself takes in a graph that ``with_head`` made; nothing for no head."""
+    if head is None:
+        return ()
+    start = f"{model.graph.input[0].name}_{_INSIDE}"
+    made = [name for node in model.graph.node for name in node.output if name.rstrip("_") == start]
+    return (max(made, key=len),)
+
+
 def with_head(model: "ModelProto", head: Head | None) -> "ModelProto":
     """Return a copy whose first input takes ``(N, H, W, C)`` uint8 under the same name; the model itself for None.
 

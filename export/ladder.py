@@ -14,6 +14,8 @@ from engineworks.export.calibrate import Calibrated
 from engineworks.export.clean import modules
 from engineworks.export.half import HalfType, half_weights, to_half
 from engineworks.export.head import Head, with_head
+from engineworks.export.layers import Layer, first_wrong
+from engineworks.export.looking import blame, look
 from engineworks.export.memory import give_back_memory
 from engineworks.export.parity import MARGIN_DB, Yardstick, climb
 from engineworks.export.precision import check_realised
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Floors = list[tuple[float, str]]
+Seen = Callable[[], list[Layer]]
 Calibrate = Callable[["ModelProto"], Calibrated]
 _FLOOR_ROWS = 4  # the floor's noise is averaged over every element of these rows' outputs
 LEAST_DB = 20.0  # noise of a tenth of the answers: to be as good as that proves nothing
@@ -47,7 +50,8 @@ class Proven:
     """A typed graph, the figures that hold it to the original, and what a reader should know of it.
 
     ``cpu`` is a graph for ONNX Runtime on the CPU where it has no kernels for the typed one, or none that are fast,
-    else None; ``route`` and ``simplifier`` say how the graph came about, ``calibration`` how its scales did.
+    else None; ``route`` and ``simplifier`` say how the graph came about, ``calibration`` how its scales did, ``layers``
+    where each of its values stands beside the original's, where that was asked for.
     """
 
     graph: "ModelProto"
@@ -58,6 +62,7 @@ class Proven:
     route: str
     simplifier: str
     calibration: bytes | None = None
+    layers: tuple[Layer, ...] = ()
 
 
 def check(graph: "ModelProto", inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
@@ -94,6 +99,7 @@ class Ladder:
     referee: Referee
     say: Callable[[Rung], None]
     head: Head | None
+    say_layers: Callable[[str, list[Layer]], None] = lambda name, layers: None
 
     def plain(self, on_typed: Callable[[bytes], None]) -> Proven:
         """Prove the float32 graph."""
@@ -102,8 +108,9 @@ class Ladder:
         content = whole(graph, self.exported.weights)
         on_typed(content)
         answers = self._plain_answers(content)
-        rungs = self._climb(answers, "onnx-fp32", self._float32_floors())
-        return self._proven(graph, content, None, rungs, ())
+        seen = self._seen(graph, self.exported.weights)
+        rungs = self._climb(answers, "onnx-fp32", self._float32_floors(), seen)
+        return self._proven(graph, content, None, rungs, (), self._layers("fp32", seen))
 
     def half(self, kind: HalfType, on_typed: Callable[[bytes], None]) -> Proven:
         """Cast the graph and prove both."""
@@ -125,10 +132,13 @@ class Ladder:
         on_typed(content)
         answers = self._answers(cpu or content)
         _check_carried(floors, kind)
-        rungs = self._climb(plain_answers, "onnx-fp32", self._gained(floors, kind))
+        before = self._seen(graph, weights)
+        rungs = self._climb(plain_answers, "onnx-fp32", self._gained(floors, kind), before)
+        self._layers("fp32", before)
+        seen = self._seen(typed, weights, kind)
         name = f"onnx-{kind}{'-emulated' if cpu else ''}"
-        rungs += self._climb(answers, name, [(floor, f"{kind} rounding of the original") for floor in floors])
-        return self._proven(typed, content, cpu, rungs, notes)
+        rungs += self._climb(answers, name, [(floor, f"{kind} rounding of the original") for floor in floors], seen)
+        return self._proven(typed, content, cpu, rungs, notes, self._layers(kind, seen))
 
     def int8(self, calibrate: Calibrate, on_typed: Callable[[bytes], None]) -> Proven:
         """Prove the float32 graph; quantise it; prove what came of that, and its twin for CPUs."""
@@ -136,7 +146,9 @@ class Ladder:
         plain = with_head(self.exported.graph, self.head)
         ranges = self._ranges(plain.SerializeToString()).result() if rest == "fp16" else {}
         plain_answers = self._plain_answers(plain.SerializeToString(), weights)
-        rungs = self._climb(plain_answers, "onnx-fp32", self._float32_floors())
+        before = self._seen(plain, weights)
+        rungs = self._climb(plain_answers, "onnx-fp32", self._float32_floors(), before)
+        self._layers("fp32", before)
         made = calibrate(_model(whole(self.exported.graph, weights)))
         notes = made.notes
         if rest == "fp16":
@@ -148,9 +160,11 @@ class Ladder:
         check_realised(typed, rest, made.layers)
         content = typed.SerializeToString()
         on_typed(content)
-        rungs += self._climb(self._answers(content, "float"), "onnx-int8", floors)
+        seen = self._seen(typed, {}, "fp16" if rest == "fp16" else None)
+        rungs += self._climb(self._answers(content, "float"), "onnx-int8", floors, seen)
         cpu, more, told = self._twin(with_head(made.twin, self.head))
-        proven = self._proven(typed, content, cpu, (*rungs, *more), (*notes, *told))
+        layers = self._layers("int8", seen)
+        proven = self._proven(typed, content, cpu, (*rungs, *more), (*notes, *told), layers)
         return replace(proven, calibration=made.record)
 
     def _int8_floors(self, graph: "ModelProto") -> Floors:
@@ -182,9 +196,40 @@ class Ladder:
             return None, (), (f"{words} ({str(error).partition(';')[0]})",)
 
     def _proven(
-        self, graph: "ModelProto", content: bytes, cpu: bytes | None, rungs: tuple[Rung, ...], notes: tuple[str, ...]
+        self,
+        graph: "ModelProto",
+        content: bytes,
+        cpu: bytes | None,
+        rungs: tuple[Rung, ...],
+        notes: tuple[str, ...],
+        layers: tuple[Layer, ...],
     ) -> Proven:
-        return Proven(graph, content, cpu, rungs, notes, self.exported.route, self.exported.simplifier)
+        route, simplifier = self.exported.route, self.exported.simplifier
+        return Proven(graph, content, cpu, rungs, notes, route, simplifier, layers=layers)
+
+    def _seen(self, graph: "ModelProto", weights: Weights, kind: HalfType | None = None) -> Seen:
+        """Return what compares a graph's layers with the original's when it is called."""
+        recipe = self.recipe
+
+        def seen() -> list[Layer]:
+            held = weights if kind is None or not weights else half_weights(graph, weights, kind)
+            return look(self.exported, graph, held, self.yardstick.inputs, recipe.batch, kind, self.head)
+
+        return seen
+
+    def _layers(self, name: str, seen: Seen) -> tuple[Layer, ...]:
+        """Hold every layer of a graph against the original's, where that was asked for.
+
+        Raises:
+            ParityError: a layer is further from it than rounding explains, whatever the outputs say.
+        """
+        if not self.recipe.layers:
+            return ()
+        layers = seen()
+        if first_wrong(layers):
+            raise ParityError(f"onnx-{name}: its outputs agree, a layer does not.{blame(layers)} Nothing was written.")
+        self.say_layers(name, layers)
+        return tuple(layers)
 
     def _compare(self, session: OrtSession) -> tuple[str, float] | None:
         """Hold the float32 graph against what the original answers to inputs unlike the samples."""
@@ -217,8 +262,11 @@ class Ladder:
         batch = self.recipe.batch
         return self.referee.ranges(graph, self.exported.weights, within(count, batch), batch.min)
 
-    def _climb(self, answers: Answers, name: str, floors: Floors) -> tuple[Rung, ...]:
-        rungs = climb(answers, name, self._outputs, self.yardstick, floors)
+    def _climb(self, answers: Answers, name: str, floors: Floors, seen: Seen = lambda: []) -> tuple[Rung, ...]:
+        try:
+            rungs = climb(answers, name, self._outputs, self.yardstick, floors)
+        except ParityError as error:
+            raise ParityError(f"{error}{blame(seen())}") from error
         self.say(rungs[-1])
         return rungs
 

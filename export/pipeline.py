@@ -226,6 +226,7 @@ def _prove_and_compile(
                 lambda rung: job.say(*describe.rung_line(rung), False),
                 head,
                 None if calibrator is None else lambda graph: calibrate(graph, calibrator),
+                lambda name, layers: job.say("layers", describe.layers_line(name, layers), False),
             )
             engine = builds[0].result() if builds else None
             if engine is not None:

@@ -12,6 +12,7 @@ from engineworks.export.clean import clean, modules
 from engineworks.export.emitter import CannotTranslate
 from engineworks.export.head import Head
 from engineworks.export.ladder import Calibrate, Ladder, Proven, check, within
+from engineworks.export.layers import Layer
 from engineworks.export.parity import Yardstick
 from engineworks.export.pools import remove_empty_pools
 from engineworks.export.probe import hold
@@ -20,6 +21,7 @@ from engineworks.export.referee import Referee
 from engineworks.export.reference import rounded_trace
 from engineworks.export.samples import rows
 from engineworks.export.simplify import simplify
+from engineworks.export.taps import trace_taps
 from engineworks.export.to_onnx import Exported, to_onnx
 from engineworks.export.translate import translate
 from engineworks.runtime.backend import open_session
@@ -99,10 +101,11 @@ def _by_best_route(
     if recipe.route == "dynamo":
         return to_onnx(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset), {}
     try:
-        graph, traced = translate(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset)
-        held = ((name, tensor.detach()) for name, tensor in traced.named_parameters())
+        made = translate(module, examples, outputs, batch=recipe.batch, opset=recipe.graph_opset)
+        held = ((name, tensor.detach()) for name, tensor in made.traced.named_parameters())
         known = {name: tensor.numpy() for name, tensor in held if tensor.dtype == torch.float32}
-        return Exported(graph, rounded_trace(traced), "fx translation"), known
+        run, taps = rounded_trace(made.traced), trace_taps(module, made)
+        return Exported(made.graph, run, "fx translation", taps=taps), known
     except CannotTranslate as reason:
         if recipe.route == "fx":
             raise ExportError(
@@ -120,6 +123,7 @@ def prove(
     say: Callable[[Rung], None],
     head: Head | None = None,
     calibrate: Calibrate | None = None,
+    say_layers: Callable[[str, list[Layer]], None] = lambda name, layers: None,
 ) -> Proven:
     """Cast the graph as asked and compare every graph on the way with the original.
 
@@ -131,15 +135,18 @@ def prove(
         say: told the rung at the largest batch of each comparison.
         head: what is put before the graph's input, in float32 whatever the precision; None for nothing.
         calibrate: for ``int8``, makes a Q/DQ graph of the float32 one.
+        say_layers: told each graph's name and its layers, where the recipe asks for them.
 
     Raises:
         ExportError: a weight or a value beyond FP16's range, or a layer in another precision than asked.
-        ParityError: a graph that does not answer as the original does.
+        ParityError: a graph that does not answer as the original does, or a layer of it where the recipe asks for them.
     """
+    if recipe.layers and exported.taps is None:
+        raise ExportError("--layers: an ONNX file has no PyTorch layers to be held against.")
     if head is not None:
         yardstick = _held_behind(exported, yardstick)
     with Referee(yardstick.inputs) as referee:
-        ladder = Ladder(exported, recipe, yardstick, referee, say, head)
+        ladder = Ladder(exported, recipe, yardstick, referee, say, head, say_layers)
         ladder.tidy()
         if recipe.precision == "int8":
             assert calibrate is not None

@@ -52,6 +52,7 @@ class Recipe:
         quality: how far the corrections of the int8 graph go.
         fp16_share: the share of the multiply-adds that may stay in the float type, 0 to 1.
         int8_rest: that float type.
+        layers: hold every layer of every graph against PyTorch's own, not the outputs alone.
     """
 
     model: str
@@ -80,6 +81,7 @@ class Recipe:
     quality: QualityName = "normal"
     fp16_share: float = 0.01
     int8_rest: RestName = "fp16"
+    layers: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself.

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from engineworks.export.blame import raised
 from engineworks.export.half import HalfType
 from engineworks.export.inputs import DTYPES
+from engineworks.export.interpret import interpreter, rounded_copy
 from engineworks.export.retrace import ROWS_DIFFER, why_rows_differ
 from engineworks.export.samples import rows
 from engineworks.export.signature import named_outputs
@@ -22,7 +23,6 @@ from engineworks.runtime.compare import sqnr
 from engineworks.runtime.errors import EngineworksError, ExportError, ParityError
 
 if TYPE_CHECKING:
-    import torch
     from onnx import ModelProto
     from torch import fx
     from torch.export import ExportedProgram
@@ -162,7 +162,7 @@ def rounded_program(program: "ExportedProgram") -> RoundedRun:
             for spec in program.graph_signature.input_specs
         ]
         with torch.no_grad():
-            outputs = _rounding(program.graph_module, kind).run(*lined_up)
+            outputs = interpreter(program.graph_module, kind).run(*lined_up)
         return [output.numpy() for output in outputs if output is not None]  # None stands where forward returns one
 
     return run
@@ -170,44 +170,13 @@ def rounded_program(program: "ExportedProgram") -> RoundedRun:
 
 def rounded_trace(traced: "fx.GraphModule") -> RoundedRun:
     """Make the rounded run of a symbolic trace, whose modules hold their own weights."""
-    import copy
-
     import torch
     from torch.utils._pytree import tree_leaves
 
     def run(inputs: Mapping[str, Array], kind: HalfType) -> list[Array]:
-        held = [*traced.parameters(), *traced.buffers()]
         with torch.no_grad():
-            memo = {id(tensor): _rounded(tensor.detach(), kind) for tensor in held}
-            rounded = copy.deepcopy(traced, memo)
-            result = _rounding(rounded, kind).run(*(torch.from_numpy(array) for array in inputs.values()))
+            given = (torch.from_numpy(array) for array in inputs.values())
+            result = interpreter(rounded_copy(traced, kind), kind).run(*given)
         return [leaf.numpy() for leaf in tree_leaves(result) if leaf is not None]
 
     return run
-
-
-def _rounded(tensor: "torch.Tensor", kind: HalfType) -> "torch.Tensor":
-    import torch
-
-    half = torch.float16 if kind == "fp16" else torch.bfloat16
-    return tensor.to(half).float() if tensor.dtype == torch.float32 else tensor
-
-
-def _rounding(traced: "fx.GraphModule", kind: HalfType) -> "fx.Interpreter":
-    """Make an interpreter that rounds every float32 tensor it meets."""
-    import torch
-    from torch.nn import functional
-
-    class Rounding(torch.fx.Interpreter):
-        def run_node(self, n: torch.fx.Node) -> Any:
-            result = super().run_node(n)
-            return _rounded(result, kind) if isinstance(result, torch.Tensor) else result
-
-        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-            if "onnx_symbolic" not in str(target):
-                return super().call_function(target, args, kwargs)
-            # torch evaluates its symbolic ONNX nodes to zeros; the only one that is made here is LRN
-            alpha, beta, k = kwargs["attr_floats"]
-            return functional.local_response_norm(args[0][0], kwargs["attr_ints"][0], alpha, beta, k)
-
-    return Rounding(traced)

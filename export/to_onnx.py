@@ -21,6 +21,7 @@ from engineworks.export.fold import fold_batch_norm
 from engineworks.export.program_checks import check_program
 from engineworks.export.recipe import NEWEST_OPSET, OLDEST_OPSET
 from engineworks.export.reference import RoundedRun, rounded_program
+from engineworks.export.taps import Taps, program_taps
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Batch
 
@@ -35,7 +36,8 @@ class Exported:
     """A float32 graph, the original's rounded run (``reference.RoundedRun``), and how the graph was made, in words.
 
     ``simplifier`` is the library that simplified it, or ``none``.
-    ``weights`` are those that lie beside the graph (``apart.part``), else there are none.
+    ``weights`` are those that lie beside the graph (``apart.part``), else there are none. ``taps`` lets its layers be
+    held against the original's; None where the original is no PyTorch program.
     """
 
     graph: "onnx.ModelProto"
@@ -43,6 +45,7 @@ class Exported:
     route: str
     simplifier: str = "none"
     weights: Weights = field(default_factory=dict)
+    taps: Taps | None = None
 
 
 def to_onnx(
@@ -100,7 +103,8 @@ def from_program(
 def _exported(
     program: "ExportedProgram", inputs: tuple[str, ...], outputs: tuple[str, ...], axes: Any, opset: int
 ) -> Exported:
-    return Exported(_convert(program, inputs, outputs, axes, opset), rounded_program(program), "torch.export")
+    graph = _convert(program, inputs, outputs, axes, opset)
+    return Exported(graph, rounded_program(program), "torch.export", taps=program_taps(program))
 
 
 def _check_eval(module: "torch.nn.Module") -> None:

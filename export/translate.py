@@ -6,9 +6,10 @@ the batch axis, and every operator and argument without a rule are refused. The 
 module's own afterwards, at every batch size.
 """
 
+import copy
 import operator
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engineworks.export.emitter import CannotTranslate, Emitter, finish
 from engineworks.export.fold_trace import fold_batch_norms
@@ -23,6 +24,19 @@ if TYPE_CHECKING:
     from torch import fx
 
 
+class Translation(NamedTuple):
+    """A float32 graph and the trace that it was written from, whose node names its values have.
+
+    ``before`` is the trace's graph as it was before batch norms were folded: it runs on the module itself. ``folded``
+    leads from each layer that took one in to that norm's node.
+    """
+
+    graph: "ModelProto"
+    traced: "fx.GraphModule"
+    before: "fx.Graph"
+    folded: dict[str, str]
+
+
 def translate(
     module: "torch.nn.Module",
     inputs: "Mapping[str, torch.Tensor]",
@@ -30,7 +44,7 @@ def translate(
     *,
     batch: Batch,
     opset: int,
-) -> "tuple[ModelProto, fx.GraphModule]":
+) -> Translation:
     """Write a module as a float32 ONNX graph.
 
     Args:
@@ -39,9 +53,6 @@ def translate(
         outputs: names for the outputs, in the order in which ``forward`` returns them.
         batch: fixed where min and max are equal, else free.
         opset: ONNX operator set, 18 to 23.
-
-    Returns:
-        The graph, and the trace that it was written from; value names are the trace's node names.
 
     Raises:
         CannotTranslate: something that this route is not certain of.
@@ -52,7 +63,8 @@ def translate(
     check_inputs(inputs, outputs)
     with torch.no_grad(), no_random_numbers():
         traced = trace(module, list(inputs.values()), frozenset(module_rules()))
-        fold_batch_norms(traced.module, traced.values)
+        before = copy.deepcopy(traced.module.graph)
+        folded = fold_batch_norms(traced.module, traced.values)
         emitter = _begin(traced, inputs, outputs, opset)
         results = _emit_all(traced, emitter, inputs)
         if len(results) != len(outputs) or not outputs:
@@ -61,7 +73,7 @@ def translate(
         share(traced, module)
     shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
     graph = finish(emitter, shapes, dict(zip(outputs, results, strict=True)), batch, opset)
-    return graph, traced.module
+    return Translation(graph, traced.module, before, folded)
 
 
 def _begin(traced: Traced, inputs: "Mapping[str, torch.Tensor]", outputs: tuple[str, ...], opset: int) -> Emitter:

@@ -22,6 +22,7 @@ from engineworks.runtime.manifest import FileRecord, Manifest
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 CPU_GRAPH = "cpu.onnx"  # where ONNX Runtime has no CPU kernels for the typed graph (BF16), or no fast ones (INT8)
+LAYERS = "layers.json"  # each value of the graph beside the original's, where that was asked for
 CALIBRATION = "calibration.json"  # how an INT8 graph's scales came about
 REFERENCE = "reference.npz"
 _NO_WAIT = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # a pipe in a file's place is refused, and not waited for

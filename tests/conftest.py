@@ -143,7 +143,7 @@ def translated(as_module: Callable[[Any], Any]) -> Callable[..., Any]:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(*shape, generator=generator)
         for opset in OPSETS:
-            graph, _ = translate(module, {"x": x}, ("y",), batch=Batch(1, 4, 8), opset=opset)
+            graph, *_ = translate(module, {"x": x}, ("y",), batch=Batch(1, 4, 8), opset=opset)
             onnx.checker.check_model(graph, full_check=True)
             session = open_session(graph.SerializeToString(), "cpu", threads=1)
             for size in sizes:

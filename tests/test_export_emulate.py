@@ -45,7 +45,7 @@ NETS = {
 
 
 def exported(net: nn.Module, x: Tensor) -> Any:
-    graph, _ = translate(net, {"x": x[:2]}, ("y",), batch=Batch(1, 4, 8), opset=22)
+    graph, *_ = translate(net, {"x": x[:2]}, ("y",), batch=Batch(1, 4, 8), opset=22)
     return graph
 
 

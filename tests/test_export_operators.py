@@ -66,7 +66,7 @@ def run(graph: Any, inputs: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[
 
 def check(net: nn.Module, x: Tensor, sizes: tuple[int, ...] = (1, 2, 3, 7), batch: Batch = FREE) -> Any:
     """Translate, and hold the graph's shapes and answers against the module's own at these batch sizes."""
-    graph, _ = translate(net, {"x": x}, ("y",), batch=batch, opset=20)
+    graph, *_ = translate(net, {"x": x}, ("y",), batch=batch, opset=20)
     onnx.checker.check_model(graph, full_check=True)  # strict shape inference against the shapes written down
     hold(graph, net, x, sizes)
     return graph

@@ -141,5 +141,5 @@ def test_a_transposed_weight_keeps_its_name() -> None:
     from engineworks.runtime.manifest import Batch
 
     net = nn.Sequential(nn.Linear(4, 6)).eval()
-    graph, _ = translate(net, {"x": torch.randn(2, 5, 4)}, ("y",), batch=Batch(1, 4, 8), opset=20)
+    graph, *_ = translate(net, {"x": torch.randn(2, 5, 4)}, ("y",), batch=Batch(1, 4, 8), opset=20)
     assert {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer} == {"0.weight": [4, 6], "0.bias": [6]}

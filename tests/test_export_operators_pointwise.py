@@ -79,7 +79,7 @@ def test_a_sum_that_starts_from_nought_has_no_node_for_it() -> None:
         def forward(self, x: Tensor) -> Any:
             return sum([x, x.relu()])
 
-    graph, _ = translate(Sum().eval(), {"x": torch.randn(PICTURE)}, ("y",), batch=Batch(1, 4, 8), opset=20)
+    graph, *_ = translate(Sum().eval(), {"x": torch.randn(PICTURE)}, ("y",), batch=Batch(1, 4, 8), opset=20)
     assert [node.op_type for node in graph.graph.node] == ["Relu", "Add"]
 
 

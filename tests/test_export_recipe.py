@@ -88,6 +88,7 @@ def test_every_field_stands_in_the_record() -> None:
         "interpolation": "bicubic",
         "labels": "names.txt",
         "samples": "real.npz",
+        "layers": True,
     }
     for name, value in changes.items():
         assert replace(Recipe("net"), **{name: value}).to_json() != plain, name  # type: ignore[arg-type]

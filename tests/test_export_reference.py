@@ -145,7 +145,7 @@ def test_an_average_is_a_sum_too(operator: str) -> None:
 
 def test_float32_gains_its_bits_and_pays_for_its_longest_sum() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 5), nn.Flatten(), nn.Linear(256, 2)).eval()
-    graph, _ = translate(net, {"x": torch.from_numpy(pictures(2))}, ("y",), batch=Batch(1, 4, 8), opset=20)
+    graph, *_ = translate(net, {"x": torch.from_numpy(pictures(2))}, ("y",), batch=Batch(1, 4, 8), opset=20)
     assert float32_floor(60.0, "fp16", graph) == pytest.approx(60 + 13 * 6.0206 - 24.08, abs=0.01)  # 10·log10(256)
     assert float32_floor(60.0, "bf16", graph) == pytest.approx(60 + 16 * 6.0206 - 24.08, abs=0.01)
 

@@ -74,7 +74,7 @@ def held(net: nn.Module) -> list[Any]:
 def write(net: nn.Module, x: Tensor, outputs: tuple[str, ...] = ("y",), batch: Batch = FREE, opset: int = 20) -> Any:
     before = held(net)
     try:
-        graph, _ = translate(net, {"x": x}, outputs, batch=batch, opset=opset)
+        graph, *_ = translate(net, {"x": x}, outputs, batch=batch, opset=opset)
     finally:
         assert held(net) == before
     onnx.checker.check_model(graph, full_check=True)  # strict shape inference against the shapes written down
@@ -387,7 +387,7 @@ def test_inputs_and_outputs_that_do_not_fit_are_refused(net: Any, inputs: Any, o
 
 def test_two_inputs_come_in_order_under_any_name() -> None:
     first, second = example(3, 4), example(3, 4) + 1
-    graph, _ = translate(TWO, {"b b": first, "a/ü": second}, ("sub",), batch=FREE, opset=20)
+    graph, *_ = translate(TWO, {"b b": first, "a/ü": second}, ("sub",), batch=FREE, opset=20)
     assert np.array_equal(answers(graph, {"a/ü": second.numpy(), "b b": first.numpy()})[0], (first - second).numpy())
 
 
@@ -457,7 +457,7 @@ class Many(nn.Module):
 def test_every_value_of_the_graph_can_be_held_against_the_traces_own() -> None:
     torch.manual_seed(0)
     net, x = Many().eval(), example(3, 3, 16, 12)
-    graph, traced = translate(net, {"x": x}, ("y",), batch=FREE, opset=20)
+    graph, traced, *_ = translate(net, {"x": x}, ("y",), batch=FREE, opset=20)
     values: dict[str, Tensor] = {}
 
     class Recorder(torch.fx.Interpreter):

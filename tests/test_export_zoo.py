@@ -110,7 +110,7 @@ def run(graph: Any, rows: Tensor) -> Any:
 def test_a_network_is_taken_and_is_no_larger_than_by_the_stock_route(name: str) -> None:
     net, images = build(name)
     example = {"input": images[:2]}
-    graph, traced = translate(net, example, ("output",), batch=Batch(1, 4, 8), opset=20)
+    graph, traced, *_ = translate(net, example, ("output",), batch=Batch(1, 4, 8), opset=20)
     onnx.checker.check_model(graph, full_check=True)
     check_names(graph, net, traced)
     stock = to_onnx(net, example, ("output",), batch=Batch(1, 4, 8)).graph
@@ -168,7 +168,7 @@ def test_a_network_leads_to_an_engine(name: str, tmp_path: Path) -> None:
     from engineworks.export.engine import compile_engine
 
     net, images = build(name)
-    graph, _ = translate(net, {"input": images[:2]}, ("output",), batch=Batch(1, 4, 8), opset=20)
+    graph, *_ = translate(net, {"input": images[:2]}, ("output",), batch=Batch(1, 4, 8), opset=20)
     engine = compile_engine(
         to_half(graph, "fp16").SerializeToString(), flavour="rtx", batch=(1, 4, 8), targets=("sm89",)
     )
