@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 FILE = "calibration.json"
+_BINS = 64  # of the many that were counted: enough to see
 _AGAIN = "Calibrate again without --calib-cache"
 
 
@@ -29,7 +30,8 @@ _AGAIN = "Calibrate again without --calib-cache"
 class TensorRecord:
     """One tensor: its scale, the smallest and largest value that was seen of it, and what else could have been chosen.
 
-    ``candidates``: way of choosing ranges → scale. ``means``: of each channel.
+    ``candidates``: way of choosing ranges → scale. ``means``: of each channel. ``counts``: of the magnitudes, zeros
+    left out, in equal bins up to ``end``.
     """
 
     scale: float
@@ -37,6 +39,8 @@ class TensorRecord:
     maximum: float
     candidates: Mapping[str, float] = field(default_factory=dict)
     means: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+    end: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ def tensor_records(statistics: Statistics, candidates: Mapping[str, Mapping[str,
             found.maximum,
             {method: scales[name] for method, scales in candidates.items()},
             tuple(found.means.tolist()),
+            tuple(found.histogram.counts.reshape(_BINS, -1).sum(1).tolist()),
+            found.histogram.width * len(found.histogram.counts),
         )
         for name, found in statistics.tensors.items()
     }
@@ -150,7 +156,7 @@ def load_calibration(content: bytes, where: str = FILE) -> Calibration:
 
 
 def _tensor(content: dict[str, Any]) -> TensorRecord:
-    return TensorRecord(**content | {"means": tuple(content.get("means", ()))})
+    return TensorRecord(**content | {name: tuple(content.get(name, ())) for name in ("means", "counts")})
 
 
 def _check_scales(calibration: Calibration) -> None:

@@ -15,8 +15,9 @@ from engineworks.export.looking import as_json
 from engineworks.export.original import TITLES
 from engineworks.export.precision import realised
 from engineworks.export.recipe import Recipe
+from engineworks.export.report import report
 from engineworks.export.source import Source
-from engineworks.runtime.bundle import CALIBRATION, CPU_GRAPH, GRAPH, LAYERS, REFERENCE
+from engineworks.runtime.bundle import CALIBRATION, CPU_GRAPH, GRAPH, LAYERS, REFERENCE, REPORT
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import EngineRecord, Manifest, Model, Precision, Rung, Tensor, Weights
 
@@ -133,6 +134,7 @@ def files(manifest_of: Manifest, proven: "Proven", engine: Engine | None, yardst
         content[CALIBRATION] = proven.calibration
     if proven.layers:
         content[LAYERS] = as_json(proven.layers)
+    content[REPORT] = report(manifest_of, content, proven.answers)
     if engine is not None:
         content[manifest_of.engines[0].file] = engine.plan
     return content

@@ -41,6 +41,7 @@ Calibrate = Callable[["ModelProto"], Calibrated]
 _FLOOR_ROWS = 4  # the floor's noise is averaged over every element of these rows' outputs
 LEAST_DB = 20.0  # noise of a tenth of the answers: to be as good as that proves nothing
 _LEAST_INT8_DB = 10.0  # noise of a third of the answers: trained networks keep 18 to 40 dB
+_KEPT = 8  # rows of answers, for the report
 _MUCH = 1 << 28  # bytes of weights: from here on memory is worth the moment that tidying takes
 _NEAR = 0.25  # of FP16's range: worth a note, for other inputs may go further
 
@@ -51,7 +52,8 @@ class Proven:
 
     ``cpu`` is a graph for ONNX Runtime on the CPU where it has no kernels for the typed one, or none that are fast,
     else None; ``route`` and ``simplifier`` say how the graph came about, ``calibration`` how its scales did, ``layers``
-    where each of its values stands beside the original's, where that was asked for.
+    where each of its values stands beside the original's, where that was asked for; ``answers`` what it answers to the
+    first samples.
     """
 
     graph: "ModelProto"
@@ -63,6 +65,7 @@ class Proven:
     simplifier: str
     calibration: bytes | None = None
     layers: tuple[Layer, ...] = ()
+    answers: tuple[Array, ...] = ()
 
 
 def check(graph: "ModelProto", inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
@@ -110,7 +113,7 @@ class Ladder:
         answers = self._plain_answers(content)
         seen = self._seen(graph, self.exported.weights)
         rungs = self._climb(answers, "onnx-fp32", self._float32_floors(), seen)
-        return self._proven(graph, content, None, rungs, (), self._layers("fp32", seen))
+        return self._proven(graph, content, None, rungs, (), self._layers("fp32", seen), answers)
 
     def half(self, kind: HalfType, on_typed: Callable[[bytes], None]) -> Proven:
         """Cast the graph and prove both."""
@@ -138,7 +141,7 @@ class Ladder:
         seen = self._seen(typed, weights, kind)
         name = f"onnx-{kind}{'-emulated' if cpu else ''}"
         rungs += self._climb(answers, name, [(floor, f"{kind} rounding of the original") for floor in floors], seen)
-        return self._proven(typed, content, cpu, rungs, notes, self._layers(kind, seen))
+        return self._proven(typed, content, cpu, rungs, notes, self._layers(kind, seen), answers)
 
     def int8(self, calibrate: Calibrate, on_typed: Callable[[bytes], None]) -> Proven:
         """Prove the float32 graph; quantise it; prove what came of that, and its twin for CPUs."""
@@ -161,10 +164,11 @@ class Ladder:
         content = typed.SerializeToString()
         on_typed(content)
         seen = self._seen(typed, {}, "fp16" if rest == "fp16" else None)
-        rungs += self._climb(self._answers(content, "float"), "onnx-int8", floors, seen)
+        answers = self._answers(content, "float")
+        rungs += self._climb(answers, "onnx-int8", floors, seen)
         cpu, more, told = self._twin(with_head(made.twin, self.head))
         layers = self._layers("int8", seen)
-        proven = self._proven(typed, content, cpu, (*rungs, *more), (*notes, *told), layers)
+        proven = self._proven(typed, content, cpu, (*rungs, *more), (*notes, *told), layers, answers)
         return replace(proven, calibration=made.record)
 
     def _int8_floors(self, graph: "ModelProto") -> Floors:
@@ -203,9 +207,12 @@ class Ladder:
         rungs: tuple[Rung, ...],
         notes: tuple[str, ...],
         layers: tuple[Layer, ...],
+        answers: Answers,
     ) -> Proven:
+        largest = answers.by_batch[max(answers.by_batch)].result()
+        kept = tuple(array[:_KEPT] for array in largest if array.ndim == 2)
         route, simplifier = self.exported.route, self.exported.simplifier
-        return Proven(graph, content, cpu, rungs, notes, route, simplifier, layers=layers)
+        return Proven(graph, content, cpu, rungs, notes, route, simplifier, layers=layers, answers=kept)
 
     def _seen(self, graph: "ModelProto", weights: Weights, kind: HalfType | None = None) -> Seen:
         """Return what compares a graph's layers with the original's when it is called."""

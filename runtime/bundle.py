@@ -25,6 +25,7 @@ CPU_GRAPH = "cpu.onnx"  # where ONNX Runtime has no CPU kernels for the typed gr
 LAYERS = "layers.json"  # each value of the graph beside the original's, where that was asked for
 CALIBRATION = "calibration.json"  # how an INT8 graph's scales came about
 REFERENCE = "reference.npz"
+REPORT = "report.html"
 _NO_WAIT = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # a pipe in a file's place is refused, and not waited for
 _LARGEST_MANIFEST = 64 << 20
 

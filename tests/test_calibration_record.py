@@ -58,7 +58,8 @@ def test_the_bytes_do_not_depend_on_the_order_of_tensors() -> None:
 def test_the_text_is_the_format_that_readers_know() -> None:
     content = json.loads(dump_calibration(MADE))
     assert content["schema"] == 1
-    assert content["tensors"]["b"] == {"scale": 0.5, "minimum": 0.0, "maximum": 63.5, "candidates": {}, "means": []}
+    plain = {"scale": 0.5, "minimum": 0.0, "maximum": 63.5, "candidates": {}, "means": [], "counts": [], "end": 0.0}
+    assert content["tensors"]["b"] == plain
     assert set(content) == {
         "schema", "digest", "method", "tensors", "graph", "images", "description", "count", "every", "preprocessing",
         "left", "tools", "chosen", "decisions", "steps",
@@ -76,7 +77,9 @@ def test_scales_are_joined_with_the_ranges_seen() -> None:
     tensor = TensorStatistics()
     tensor.add(np.array([[-1.0, 3.0]], np.float32), 1)
     made = tensor_records(Statistics({"t": tensor}, 1, 1), {"mse": {"t": 0.25}, "minmax": {"t": 0.5}})
-    assert made == {"t": TensorRecord(0.25, -1.0, 3.0, {"mse": 0.25, "minmax": 0.5}, (-1.0, 3.0))}
+    counts = tuple(int(index in {16, 48}) for index in range(64))  # of 1 and 3, in bins of 1/16
+    candidates = {"mse": 0.25, "minmax": 0.5}
+    assert made == {"t": TensorRecord(0.25, -1.0, 3.0, candidates, (-1.0, 3.0), counts, 4.0)}
 
 
 def test_the_graphs_hash_is_that_of_its_content() -> None:
