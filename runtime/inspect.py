@@ -3,12 +3,14 @@
 import io
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import click
 
 from engineworks.runtime import manifest as manifests
 from engineworks.runtime.bundle import Bundle, open_bundle
 from engineworks.runtime.errors import EngineworksError
+from engineworks.runtime.inspect_layers import layer_lines, to_json, xrays
 from engineworks.runtime.manifest import Manifest, Rung, Tensor
 from engineworks.runtime.why import why_lines
 
@@ -37,23 +39,50 @@ def main(argv: list[str] | None = None) -> int:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("path", metavar="BUNDLE")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+@click.argument("path", metavar="BUNDLE|ENGINE")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest, or with --layers all that was found.")
 @click.option("--why", is_flag=True, help="With INT8: each tensor, quantised or not, by which rule.")
-def _command(path: str, as_json: bool, why: bool) -> int:
-    """Show what is in BUNDLE: network, weights, precision, inputs, outputs, parity, engines, files."""
+@click.option("--layers", is_flag=True, help="What each engine computes in, kernel by kernel, from its plan.")
+@click.option("--batch", type=click.IntRange(min=1), help="With --layers: for how many rows; default the usual.")
+def _command(path: str, as_json: bool, why: bool, layers: bool, batch: int | None) -> int:
+    """Show what is in BUNDLE: network, weights, precision, inputs, outputs, parity, engines, files.
+
+    An ENGINE, a TensorRT-RTX plan without its bundle, is shown as with --layers.
+    """
+    layers = layers or _is_file(path)
+    if why and (layers or as_json):
+        raise click.UsageError("--why goes with neither --layers nor --json.")
+    if batch is not None and not layers:
+        raise click.UsageError("--batch goes with --layers.")
     try:
-        bundle = open_bundle(path)
-        bundle.verify()
-        reasons = list(why_lines(bundle)) if why else []
+        text = _found_inside(path, as_json, batch) if layers else _of_bundle(path, as_json, why)
     except EngineworksError as error:
         click.echo(f"inspect-model: {error}", err=True)
         return 1
-    text = manifests.dump(bundle.manifest) if as_json else "\n".join(describe(bundle)) + "\n"
-    if why:
-        text = "\n".join(map(_printable, reasons)) + "\n"
     click.echo(text, nl=False)
     return 0
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _of_bundle(path: str, as_json: bool, why: bool) -> str:
+    bundle = open_bundle(path)
+    bundle.verify()
+    if why:
+        return "\n".join(map(_printable, why_lines(bundle))) + "\n"
+    return manifests.dump(bundle.manifest) if as_json else "\n".join(describe(bundle)) + "\n"
+
+
+def _found_inside(path: str, as_json: bool, batch: int | None) -> str:
+    found = xrays(path, batch)
+    if as_json:
+        return to_json(found)
+    return "".join(f"{_printable(line)}\n" for name, xray in found for line in layer_lines(name, xray))
 
 
 def describe(bundle: Bundle) -> Iterator[str]:
