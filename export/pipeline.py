@@ -208,6 +208,7 @@ def _prove_and_compile(
     from engineworks.export.calibrate import calibrate
     from engineworks.export.precision import realised
     from engineworks.export.prove import prove
+    from engineworks.export.realised import check_engine
 
     recipe = job.recipe
     stop, builds = threading.Event(), list[Future[Engine]]()
@@ -231,6 +232,8 @@ def _prove_and_compile(
             if engine is not None:
                 rest = recipe.int8_rest if recipe.precision == "int8" else recipe.precision
                 check_compiled(engine.layer_types, rest, realised(proven.graph).get("int8", 0))
+                shown = check_engine(engine, proven.content)
+                job.say("plan", shown.words, shown.warning)
             return proven, engine
         except BaseException:
             stop.set()
