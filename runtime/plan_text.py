@@ -169,9 +169,13 @@ def _statements(text: str) -> Iterator[Statement]:
 
 
 def _sizes(text: str, batch: int | None) -> dict[str, int]:
-    """Follow ``shape_main`` from the batch to every size that is copied from it or multiplied."""
+    """Follow ``shape_main`` from the batch to every size that is copied from it or multiplied.
+
+    It also asserts, with messages of several lines; what is not understood gives no size, and is refused where used.
+    """
     sizes: dict[str, int] = {}
-    for statement in _statements(text):
+    lines = (_STATEMENT.fullmatch(line) for line in text.splitlines())
+    for statement in (Statement(found[1], found[2]) for found in lines if found is not None):
         given, made = statement.names("input"), statement.names("output")
         for name in given:
             if name.endswith("_shapeInput.1"):

@@ -24,6 +24,14 @@ def test_sizes_follow_from_the_batch_by_copies_and_products() -> None:
     assert (tensors["x"].dims, tensors["f"].dims, tensors["f"].bytes) == ((5, 3), (245, 2), 490)
 
 
+def test_an_assertion_whose_message_has_several_lines_is_passed_over() -> None:
+    said = (
+        '  assert={ name=check input={"n_shapeInput" } stream=0 msg="\nError during shape inference\nIt is odd; " }\n'
+    )
+    text = block("x", [tensor("x", "float16", "n", 3)], [], sizes=FREE + said)
+    assert read_blocks(plan(text), 5)[0].tensors["x"].dims == (5, 3)
+
+
 def test_a_free_batch_must_be_given() -> None:
     with pytest.raises(PlanError, match="batch is free: pass --batch"):
         read_blocks(small(batch="n"), None)
