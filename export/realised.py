@@ -2,7 +2,8 @@
 
 ``precision`` counts what the graph and the compiler's network say; a compiler may still do otherwise without a word.
 TensorRT-RTX 1.7 takes INT8 graphs for sm75 and computes them in float16, on every other target of the same engine too;
-and it narrows a float32 convolution between two casts to float16.
+it computes int8 transposed convolutions in float16 on all targets; and it narrows a float32 convolution between two
+casts to float16.
 """
 
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def check_engine(engine: Engine, graph: bytes) -> Shown:
     if wrong:
         raise ExportError(
             f"{len(wrong)} of {len(found.layers)} layers do not compute in the engine for {', '.join(engine.targets)} "
-            f"as asked: {_named(wrong)}. Leave out the target that cannot, or ask for another precision."
+            f"as asked: {_named(wrong)}. Leave out the target that cannot, ask for another precision, or --engine none."
         )
     if unseen:
         return Shown(f"{len(unseen)} of {len(found.layers)} layers are named by no kernel: {_named(unseen)}", True)

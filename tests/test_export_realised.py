@@ -3,16 +3,17 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.export import engine as engine_module
 from engineworks.export.cli import main
 from engineworks.export.engine import Engine
 from engineworks.export.realised import check_engine
 from engineworks.runtime.errors import ExportError
-from tests.test_engine import build, cnn, quantised, weights
+from tests.test_engine import build, cnn, model, quantised, weights
 from tests.test_runtime_xray import graph
 from tests.written_plan import block, plan, small, statement, tensor
 
@@ -39,11 +40,11 @@ def test_more_layers_than_can_be_shown_are_counted() -> None:
     value = helper.make_tensor_value_info
     nodes = [helper.make_node("MatMul", ["x", "x"], [f"y{n}"], f"mm{n}") for n in range(7)]
     ends = [value("x", TensorProto.FLOAT16, [4, 4])], [value("y0", TensorProto.FLOAT16, [4, 4])]
-    model = helper.make_model(helper.make_graph(nodes, "g", *ends)).SerializeToString()
+    net = helper.make_model(helper.make_graph(nodes, "g", *ends)).SerializeToString()
     squares = [statement("fully_connected", f"mm{n}", "x x", "y", f"mm{n}", "trA=false trB=false") for n in range(7)]
     content = plan(block("x", [tensor("x", "float32", 4, 4), tensor("y", "float32", 4, 4)], squares))
     with pytest.raises(ExportError, match=r"7 of 7 layers .*mm4 \(asked float16, found float32\) and 2 more\."):
-        check_engine(engine(content), model)
+        check_engine(engine(content), net)
 
 
 def test_a_layer_that_no_kernel_names_is_a_warning() -> None:
@@ -101,6 +102,33 @@ def test_a_float32_convolution_that_the_compiler_narrows_between_two_casts_is_ca
     assert engine.layer_types == {"convolution fp32": 1, "matrix_multiply fp16": 1}  # what it says that it reads
     with pytest.raises(ExportError, match=r"1 of 2 layers .* as asked: conv1 \(asked float32, found float16\)"):
         check_engine(engine, island(relu=False))
+
+
+def transposed() -> bytes:
+    """One transposed convolution between Q and DQ."""
+    value = helper.make_tensor_value_info
+    constants = {
+        "xs": np.array(0.02, np.float16),
+        "z": np.array(0, np.int8),
+        "ws": np.full(32, 0.02, np.float16),
+        "wz": np.zeros(32, np.int8),
+        "wq": np.ones((16, 32, 2, 2), np.int8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "xs", "z"], ["q"], "q"),
+        helper.make_node("DequantizeLinear", ["q", "xs", "z"], ["d"], "d"),
+        helper.make_node("DequantizeLinear", ["wq", "ws", "wz"], ["w"], "w", axis=1),
+        helper.make_node("ConvTranspose", ["d", "w"], ["y"], "up", strides=[2, 2]),
+    ]
+    ends = [value("x", TensorProto.FLOAT16, ["N", 16, 8, 8])], [value("y", TensorProto.FLOAT16, ["N", 32, 16, 16])]
+    net = model(nodes, *ends, [numpy_helper.from_array(array, name) for name, array in constants.items()])
+    return bytes(net.SerializeToString())
+
+
+@rtx
+def test_an_int8_transposed_convolution_that_falls_back_on_ampere_is_caught() -> None:
+    with pytest.raises(ExportError, match=r"1 of 1 layers .* for sm86 as asked: up \(asked int8, found float16\)"):
+        check_engine(build(transposed(), targets=("sm86",)), transposed())
 
 
 @rtx
