@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -107,7 +108,7 @@ def test_a_float32_convolution_that_the_compiler_narrows_between_two_casts_is_ca
 def transposed() -> bytes:
     """One transposed convolution between Q and DQ."""
     value = helper.make_tensor_value_info
-    constants = {
+    constants: dict[str, Any] = {
         "xs": np.array(0.02, np.float16),
         "z": np.array(0, np.int8),
         "ws": np.full(32, 0.02, np.float16),
