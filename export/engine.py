@@ -257,8 +257,7 @@ def _build_for_targets(shop: _Workshop, job: _Job) -> tuple[bytes, tuple[str, ..
         targets = tuple(target for target in targets if target != _FLOAT_ALONE)
     while (plan := _attempt(shop, job, targets)) is None:
         cause = shop.journal.cause()
-        if job.flavour == "rtx":
-            build_throwaway(shop.trt, shop.builder)  # else the next build would follow the refused target's rules
+        build_throwaway(shop.trt, shop.builder)  # else RTX's next build would follow the refused target's rules
         named = named_targets(cause, targets)
         remaining = tuple(target for target in targets if target not in named)
         if not default or not named or not remaining:

@@ -64,10 +64,12 @@ def build_throwaway(trt: Any, builder: Any) -> None:
     follows sm75's rules whatever its targets (no fused matrix product, inputs padded to four channels), and the one
     after is right again. A refused or absent plan is nothing to us here.
     """
+    config = builder.create_builder_config()
+    if not hasattr(config, "set_compute_capability"):
+        return  # TensorRT itself, which tries no targets
     network = create_network(trt, builder)
     layer = network.add_identity(network.add_input("x", trt.DataType.FLOAT, (1,)))
     network.mark_output(layer.get_output(0))
-    config = builder.create_builder_config()
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM86, 0)
     builder.build_serialized_network(network, config)
