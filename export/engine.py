@@ -33,7 +33,14 @@ from engineworks.export.trt_journal import (
     make_monitor,
     shared_logger,
 )
-from engineworks.export.trt_network import Batch, add_batch_profile, count_layer_types, create_network, parse_model
+from engineworks.export.trt_network import (
+    Batch,
+    add_batch_profile,
+    build_throwaway,
+    count_layer_types,
+    create_network,
+    parse_model,
+)
 from engineworks.export.trt_targets import RTX_TARGETS, PlanHeader, named_targets, parse_targets, read_plan_header
 from engineworks.runtime.errors import EngineError
 
@@ -250,6 +257,7 @@ def _build_for_targets(shop: _Workshop, job: _Job) -> tuple[bytes, tuple[str, ..
         targets = tuple(target for target in targets if target != _FLOAT_ALONE)
     while (plan := _attempt(shop, job, targets)) is None:
         cause = shop.journal.cause()
+        build_throwaway(shop.trt, shop.builder)  # else RTX's next build would follow the refused target's rules
         named = named_targets(cause, targets)
         remaining = tuple(target for target in targets if target not in named)
         if not default or not named or not remaining:

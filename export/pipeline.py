@@ -113,6 +113,7 @@ def _choose(recipe: Recipe) -> Choice:
 def _make(job: Job, out: Path, force: bool) -> Bundle:
     import_tools()
     from engineworks.export.head import seen_before
+    from engineworks.export.realised import check_engine
 
     original = job.source.open()
     job.say("build", f"{describe.count(original.parameters)} parameters", False)
@@ -131,6 +132,9 @@ def _make(job: Job, out: Path, force: bool) -> Bundle:
     job.say(
         "engine", describe.engine_line(engine, job.choice, job.recipe), engine is None and job.recipe.engine != "none"
     )
+    if engine is not None:
+        shown = check_engine(engine, proven.content)
+        job.say("plan", shown.words, shown.warning)
     manifest = describe.manifest(job.recipe, job.source, job.choice, original.parameters, proven, engine)
     _say_notes(manifest, job.say)
     return write_bundle(out, manifest, describe.files(manifest, proven, engine, yardstick), force=force)

@@ -57,6 +57,24 @@ def add_batch_profile(builder: Any, config: Any, network: Any, *, batch: Batch, 
         raise EngineError(f"batch {_colons(batch)} was refused: {journal.cause()}")
 
 
+def build_throwaway(trt: Any, builder: Any) -> None:
+    """Compile one identity, and throw it away: what TensorRT-RTX needs after it refused a graph.
+
+    Seen in the plans of 1.7.1.116: once it has refused a float32 graph because of sm75, the next build of the process
+    follows sm75's rules whatever its targets (no fused matrix product, inputs padded to four channels), and the one
+    after is right again. A refused or absent plan is nothing to us here.
+    """
+    config = builder.create_builder_config()
+    if not hasattr(config, "set_compute_capability"):
+        return  # TensorRT itself, which tries no targets
+    network = create_network(trt, builder)
+    layer = network.add_identity(network.add_input("x", trt.DataType.FLOAT, (1,)))
+    network.mark_output(layer.get_output(0))
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    builder.build_serialized_network(network, config)
+
+
 def count_layer_types(network: Any) -> dict[str, int]:
     """Count convolutions and matrix multiplications by the type they compute in, such as ``{"convolution fp16": 5}``.
 

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         ExportError,
         InputError,
         ParityError,
+        PlanError,
         QueueFullError,
     )
     from engineworks.runtime.loading import load
@@ -82,6 +83,7 @@ __all__ = [
     "InputError",
     "Manifest",
     "ParityError",
+    "PlanError",
     "Prediction",
     "Preprocessing",
     "QueueFullError",
@@ -109,6 +111,7 @@ _HOMES = {
         "ExportError",
         "InputError",
         "ParityError",
+        "PlanError",
         "QueueFullError",
     ),
     "manifest": ("Manifest", "Tensor"),

@@ -3,6 +3,7 @@
     EngineworksError            anything below; its message is one line: what, expected, got, mend
     ├── BundleError             a folder that is no bundle, or is damaged, edited, or of a later schema
     ├── InputError              an array, an image or a file that the network cannot take
+    ├── PlanError               a TensorRT plan that cannot be looked into: of an unknown version, or damaged
     ├── BackendError            no way to run the bundle on this host, or the chosen one refused
     └── ExportError             (raised by engineworks.export) no bundle could be made
         ├── EngineError         the TensorRT compiler refused the graph; carries the compiler's own words
@@ -22,6 +23,10 @@ class BundleError(EngineworksError):
 
 class InputError(EngineworksError):
     """An input does not fit the network: its name, dtype, shape or content."""
+
+
+class PlanError(EngineworksError):
+    """An engine's plan cannot be looked into: another compiler's, of a version that is not known, or damaged."""
 
 
 class BackendError(EngineworksError):

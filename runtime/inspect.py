@@ -3,13 +3,16 @@
 import io
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import click
 
 from engineworks.runtime import manifest as manifests
 from engineworks.runtime.bundle import Bundle, open_bundle
 from engineworks.runtime.errors import EngineworksError
+from engineworks.runtime.inspect_layers import layer_lines, to_json, xrays
 from engineworks.runtime.manifest import Manifest, Rung, Tensor
+from engineworks.runtime.pays import predict, prediction_lines, predictions_to_json
 from engineworks.runtime.why import why_lines
 
 
@@ -37,23 +40,68 @@ def main(argv: list[str] | None = None) -> int:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("path", metavar="BUNDLE")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+@click.argument("path", metavar="BUNDLE|ENGINE")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest, or with --layers all that was found.")
 @click.option("--why", is_flag=True, help="With INT8: each tensor, quantised or not, by which rule.")
-def _command(path: str, as_json: bool, why: bool) -> int:
-    """Show what is in BUNDLE: network, weights, precision, inputs, outputs, parity, engines, files."""
+@click.option("--layers", is_flag=True, help="What each engine computes in, kernel by kernel, from its plan.")
+@click.option("--against", metavar="OTHER", help="Predict which is faster, BUNDLE (A) or this one (B): does INT8 pay?")
+@click.option("--gpu", help="With --against: on this GPU alone, such as L4; default all that both have engines for.")
+@click.option("--batch", type=click.IntRange(min=1), help="With --layers or --against: how many rows.")
+def _command(
+    path: str, as_json: bool, why: bool, layers: bool, against: str | None, gpu: str | None, batch: int | None
+) -> int:
+    """Show what is in BUNDLE: network, weights, precision, inputs, outputs, parity, engines, files.
+
+    An ENGINE, a TensorRT-RTX plan without its bundle, is shown as with --layers.
+    """
+    if sum((why, layers, against is not None)) > 1 or (why and as_json):
+        raise click.UsageError("--why, --layers and --against exclude each other, and --why has no --json.")
+    layers = layers or (against is None and _is_file(path))
+    if batch is not None and not layers and against is None:
+        raise click.UsageError("--batch goes with --layers or --against.")
+    if gpu is not None and against is None:
+        raise click.UsageError("--gpu goes with --against.")
     try:
-        bundle = open_bundle(path)
-        bundle.verify()
-        reasons = list(why_lines(bundle)) if why else []
+        if against is not None:
+            text = _predicted(path, against, gpu, as_json, batch)
+        else:
+            text = _found_inside(path, as_json, batch) if layers else _of_bundle(path, as_json, why)
     except EngineworksError as error:
         click.echo(f"inspect-model: {error}", err=True)
         return 1
-    text = manifests.dump(bundle.manifest) if as_json else "\n".join(describe(bundle)) + "\n"
-    if why:
-        text = "\n".join(map(_printable, reasons)) + "\n"
     click.echo(text, nl=False)
     return 0
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _of_bundle(path: str, as_json: bool, why: bool) -> str:
+    bundle = open_bundle(path)
+    bundle.verify()
+    if why:
+        return "\n".join(map(_printable, why_lines(bundle))) + "\n"
+    return manifests.dump(bundle.manifest) if as_json else "\n".join(describe(bundle)) + "\n"
+
+
+def _found_inside(path: str, as_json: bool, batch: int | None) -> str:
+    found = xrays(path, batch)
+    if as_json:
+        return to_json(found)
+    return "".join(f"{_printable(line)}\n" for name, xray in found for line in layer_lines(name, xray))
+
+
+def _predicted(path: str, against: str, gpu: str | None, as_json: bool, batch: int | None) -> str:
+    sides = [xrays(path, batch), xrays(against, batch)]
+    found = predict([xray for _, xray in sides[0]], [xray for _, xray in sides[1]], gpu)
+    if as_json:
+        return predictions_to_json(found)
+    lines = [f"{side}  {where}" for side, where in zip("AB", (path, against), strict=True)] + [*prediction_lines(found)]
+    return "".join(f"{_printable(line)}\n" for line in lines)
 
 
 def describe(bundle: Bundle) -> Iterator[str]:

@@ -111,6 +111,19 @@ def test_the_default_leaves_out_turing_where_it_must_and_says_why(precision: str
 
 
 @rtx
+@pytest.mark.parametrize("again", [False, True], ids=["the same call", "the next call"])
+def test_a_refusal_leaves_no_trace_in_the_plan_that_is_built_next(again: bool) -> None:
+    """After TensorRT-RTX refused sm75 its next plan followed sm75's rules: a third longer, its Gemm not fused."""
+    clean = build(cnn("fp32"), targets=AMPERE_ON)
+    if again:
+        with pytest.raises(EngineError, match="FP32 GEMM is not supported"):
+            build(cnn("fp32"), targets=("sm75",))
+    after = build(cnn("fp32"), targets=AMPERE_ON if again else ())
+    assert after.targets == clean.targets and len(after.plan) == len(clean.plan)
+    assert after.plan.count(b"runtime_fusion={") == clean.plan.count(b"runtime_fusion={") == 1
+
+
+@rtx
 def test_the_default_for_float16_is_every_target() -> None:
     engine = build(cnn("fp16"))
     assert (engine.targets, engine.left_out, engine.warnings, engine.tf32) == (RTX_TARGETS, {}, (), True)
