@@ -149,7 +149,7 @@ class Ladder:
         content = typed.SerializeToString()
         on_typed(content)
         rungs += self._climb(self._answers(content, "float"), "onnx-int8", floors)
-        cpu, more, told = self._twin(with_head(made.twin, self.head))
+        cpu, more, told = (None, (), ()) if made.twin is None else self._twin(with_head(made.twin, self.head))
         proven = self._proven(typed, content, cpu, (*rungs, *more), (*notes, *told))
         return replace(proven, calibration=made.record)
 
