@@ -127,9 +127,10 @@ def data_digest(data: str) -> str:
 
 def _listed(file: Path) -> Iterator[Path]:
     """Yield the pictures that a list names, however its lines are parted."""
-    for line in file.read_text("utf-8", errors="replace").splitlines():
-        named = (file.parent / line.strip().rsplit(sign, 1)[0].strip() for sign in ("\t", ",", None))
-        yield from dict.fromkeys(other for other in named if line.strip() and _is_file(other))
+    lines = [line.strip() for line in file.read_text("utf-8", errors="replace").splitlines()]
+    for line in filter(None, lines):
+        named = (file.parent / line.rsplit(sign, 1)[0].strip() for sign in ("\t", ",", None))
+        yield from dict.fromkeys(other for other in named if _is_file(other))
 
 
 def _is_file(path: Path) -> bool:
