@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engineworks.calibration.budget import Drop, Search, most_evaluations
+from engineworks.calibration.budget import Drop, Search, most_evaluations, search
 from engineworks.calibration.quantise import Quantised
-from engineworks.export import budget as budgets
 from engineworks.export.budget import OnPart, Shop, drop_words, judge_twin, keep_within
 from engineworks.export.cli import main as export_main
+from engineworks.export.describe import STOPPED
 from engineworks.export.judge import Judge
 from engineworks.export.pipeline import export_model
 from engineworks.export.recipe import Recipe
@@ -51,7 +51,7 @@ def judge(lost: Any, *, labelled: bool = True, press: Any = None) -> Scripted:
     known = np.zeros(PICTURES, np.int64)
     truth = known if labelled else None
     lost = lost if isinstance(lost, Mapping) else dict(enumerate(lost))
-    return Scripted(iter, known, truth, "logits", "made up", "f" * 64, lost, press or {})
+    return Scripted(lambda: iter(()), known, truth, "logits", "made up", "f" * 64, lost, press or {})
 
 
 @dataclass
@@ -163,7 +163,7 @@ def test_one_ctrl_c_keeps_the_best_set_so_far_and_says_so() -> None:
     assert found.made.left_out == ORDER[:4]
     assert found.record["stopped"] and found.record["left_out"] == 4
     assert ("stopped after 2 of at most 4 evaluations", True) in seen.said
-    assert found.notes[1].startswith(budgets.STOPPED)
+    assert found.notes[1].startswith(STOPPED)
     assert "with 0 left out up to 9.58 points" in found.reasons["b"], "fewer were tried, and what that cost is told"
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -314,19 +314,19 @@ def test_the_same_budget_is_a_cache_hit_and_another_or_other_pictures_are_none(r
 
 @pytest.mark.slow
 def test_a_search_that_was_cut_off_is_not_kept(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = budgets.search
+    real = search
 
     def cut(*arguments: Any, **options: Any) -> Search:
         return replace(real(*arguments, **options), stopped=True)
 
-    monkeypatch.setattr(budgets, "search", cut)
+    monkeypatch.setattr("engineworks.export.budget.search", cut)
     steps: list[str] = []
     for name in ("1", "2"):
         bundle = export_model(
             replace(recipe, max_drop=2.0), tmp_path / name, say=lambda step, text, warning: steps.append(step)
         )
     assert "cache" not in steps
-    assert any(note.startswith(budgets.STOPPED) for note in bundle.manifest.notes)
+    assert any(note.startswith(STOPPED) for note in bundle.manifest.notes)
 
 
 def test_ctrl_c_too_early_leaves_nothing_behind(recipe: Recipe, tmp_path: Path) -> None:
