@@ -335,7 +335,7 @@ def _shop(bench: _Bench) -> Shop:
         layers=len(place(bench.graph).layers),
         build=bench.quantise,
         noise=noise,
-        typed=(lambda model: to_half(model, "fp16")) if recipe.int8_rest == "fp16" else lambda model: model,
+        typed=(lambda model: to_half(model, "fp16")) if recipe.int8_rest == "fp16" else None,
         rest=recipe.int8_rest,
         say=job.say,
         on_progress=job.on_progress,

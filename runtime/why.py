@@ -54,6 +54,7 @@ def _budget_lines(budget: dict[str, Any]) -> Iterator[str]:
     )
     for trial in budget["trials"]:
         yield f"  {trial['left_out']} of {budget['layers']} layers left out: {_drop(trial, labels)}"
+    yield f"  as it ships, {budget['left_out']} left out: {_drop(budget['shipped'], labels)}"
     if "cpu" in budget:
         state = "kept" if budget["cpu"]["kept"] else "left away"
         yield f"  the graph for CPUs, {state}: {_drop(budget['cpu'], labels)}"

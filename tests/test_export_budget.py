@@ -64,7 +64,7 @@ class Seen:
     shown: list[tuple[str, float]] = field(default_factory=list)
     noises: int = 0
 
-    def shop(self) -> Shop:
+    def shop(self, typed: Any = None) -> Shop:
         def build(left: tuple[str, ...], method: str | None, on_part: OnPart) -> Quantised:
             on_part("layers", 1, 2)
             self.built.append(left)
@@ -79,7 +79,7 @@ class Seen:
             return NOISE
 
         return Shop(
-            len(LAYERS), build, noise, lambda model: model, "fp16",
+            len(LAYERS), build, noise, typed, "fp16",
             lambda step, text, warning: self.said.append((text, warning)),
             lambda phase, share: self.shown.append((phase, share or 0.0)),
         )  # fmt: skip
@@ -152,6 +152,33 @@ def test_a_budget_that_cannot_be_met_is_refused_with_the_figures() -> None:
         "the least was reached with 6 of 8 layers in fp16: top-1 falls by 1.20 points (95 %: 1.00 to 1.43). Try "
         "--quality high, more --calib-images, more pictures, a larger --max-drop, or --fp16."
     )
+
+
+def halved(model: Any) -> Any:
+    return f"fp16 {model}"
+
+
+def cast(lost: Mapping[int, int]) -> Scripted:
+    return judge({**dict(enumerate(LOSING)), **{f"fp16 {count}": number for count, number in lost.items()}})
+
+
+def test_the_set_that_was_found_is_judged_once_more_as_it_ships() -> None:
+    seen = Seen()
+    found = keep_within(cast({3: 25}), 0.5, seen.shop(halved))
+    assert found.record["shipped"]["lost"] == 25 and found.record["trials"][-1]["lost"] == 20
+    assert found.notes[0].startswith("accuracy budget of 0.5 points: top-1 falls by 0.25 points")
+    assert "then of the set found in fp16 and the graph for CPUs" in seen.said[0][0]
+    assert seen.said[-1][0].startswith("3 of 8 layers left out, in fp16: top-1 falls by 0.25 points")
+
+
+def test_where_the_cast_takes_it_above_the_budget_the_set_before_it_serves_or_none() -> None:
+    found = keep_within(cast({3: 60, 4: 11}), 0.5, Seen().shop(halved))
+    assert found.made.left_out == ORDER[:4] and found.record["left_out"] == 4
+    assert "with 3 left out up to 0.77 points could be lost" in found.reasons["b"]
+    with pytest.raises(
+        ExportError, match=r"--max-drop 0.5 is met around float32 alone: 4 of 8 .* Try --int8-rest fp32"
+    ):
+        keep_within(cast({3: 60, 4: 70}), 0.5, Seen().shop(halved))
 
 
 # --- Ctrl-C
@@ -276,7 +303,7 @@ def test_the_drop_in_the_record_is_the_one_that_the_bundle_shows(made: Bundle, r
     for file, label in data.pictures:
         x = runtime.preprocess(file, runtime.Preprocessing.from_json(made.manifest.preprocessing or {}))
         right.append(int(session.run({"input": x}, ["output"])[0][0].argmin()) == label)
-    trial = json.loads(made.read("calibration.json"))["budget"]["trials"][-1]
+    trial = json.loads(made.read("calibration.json"))["budget"]["shipped"]
     assert trial["lost"] == int((before.right & ~np.array(right)).sum())
     assert trial["gained"] == int((~before.right & np.array(right)).sum())
     assert paired(before, before)["high_points"] > 0
