@@ -11,7 +11,7 @@ from engineworks.runtime.backend import ENGINES, BackendSession, open_bundle_ses
 from engineworks.runtime.bundle import GRAPH, REFERENCE, Bundle
 from engineworks.runtime.compare import Agreement, Floats, agreement, order
 from engineworks.runtime.errors import BackendError, BundleError
-from engineworks.runtime.manifest import Rung
+from engineworks.runtime.manifest import Rung, Scores
 from engineworks.runtime.protocol import Array, Device
 from engineworks.runtime.relations import Relation, relations
 
@@ -67,7 +67,7 @@ def check_bundle(bundle: Bundle, device: Device = "auto") -> Iterator[Checked]:
         BundleError: a file is damaged or edited, or holds no reference.
         BackendError: no backend runs here at all.
     """
-    stored = _reference(bundle)
+    stored = stored_reference(bundle)
     ran = False
     for name, asked, where in _backends(bundle, device):
         try:
@@ -94,7 +94,12 @@ def _backends(bundle: Bundle, device: Device) -> Iterator[tuple[str, Any, Device
         yield "onnxruntime-cpu", "onnxruntime", "cpu"
 
 
-def _reference(bundle: Bundle) -> dict[str, Array]:
+def stored_reference(bundle: Bundle) -> dict[str, Array]:
+    """Return the stored inputs and the original's answers: ``input:NAME`` and ``output:NAME`` → rows.
+
+    Raises:
+        BundleError: the file is damaged, or holds something else.
+    """
     with np.load(io.BytesIO(bundle.read(REFERENCE)), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     wanted = {f"input:{t.name}" for t in bundle.manifest.inputs} | {f"output:{t.name}" for t in bundle.manifest.outputs}
@@ -106,9 +111,8 @@ def _reference(bundle: Bundle) -> dict[str, Array]:
 def _checked(bundle: Bundle, session: BackendSession, stored: Mapping[str, Array]) -> Checked:
     manifest = bundle.manifest
     names = [tensor.name for tensor in manifest.outputs]
-    rungs = _rungs(bundle, session.backend.name)
-    rounded = session.backend.name in ENGINES and any("TF32" in note for note in manifest.notes)
-    lost = TF32_DB * rounded
+    rungs = rungs_of(bundle, session.backend.name)
+    lost = lost_to_tf32(bundle, session)
     found: list[Compared] = []
     for size in sorted({manifest.batch.min, manifest.batch.opt, manifest.batch.max}):
         answers = session.run(_rows(bundle, stored, size), names)
@@ -116,7 +120,7 @@ def _checked(bundle: Bundle, session: BackendSession, stored: Mapping[str, Array
             truth: Floats = _cut(stored[f"output:{tensor.name}"], size).astype(np.float64)
             got: Floats = np.asarray(answer, np.float64)
             least = rungs[(tensor.name, size)].required_db - lost
-            flips = tuple(_flips(truth, got, manifest.scores))
+            flips = tuple(flips_of(truth, got, manifest.scores))
             found.append(Compared(tensor.name, size, agreement(truth, got, manifest.scores), least, flips))
     batch = max(manifest.batch.min, min(manifest.batch.max, max(manifest.batch.opt, 2)))
     related: tuple[Relation, ...] = ()
@@ -127,6 +131,11 @@ def _checked(bundle: Bundle, session: BackendSession, stored: Mapping[str, Array
     return Checked(session.backend.name, "", tuple(found), related, near)
 
 
+def lost_to_tf32(bundle: Bundle, session: BackendSession) -> float:
+    """Return the decibels by which an engine may miss its graph's figures: where noted, it may compute in TF32."""
+    return TF32_DB * (session.backend.name in ENGINES and any("TF32" in note for note in bundle.manifest.notes))
+
+
 def _rows(bundle: Bundle, stored: Mapping[str, Array], size: int) -> dict[str, Array]:
     return {tensor.name: _cut(stored[f"input:{tensor.name}"], size) for tensor in bundle.manifest.inputs}
 
@@ -135,7 +144,7 @@ def _cut(rows: Array, size: int) -> Array:
     return np.ascontiguousarray(rows[np.arange(size) % len(rows)])
 
 
-def _rungs(bundle: Bundle, backend: str) -> dict[tuple[str, int], Rung]:
+def rungs_of(bundle: Bundle, backend: str) -> dict[tuple[str, int], Rung]:
     """Return for each output and batch size the rung of the graph that this backend runs."""
     manifest = bundle.manifest
     asked, twin = manifest.precision.asked, manifest.graph.get("cpu", GRAPH) != GRAPH
@@ -147,7 +156,7 @@ def _rungs(bundle: Bundle, backend: str) -> dict[tuple[str, int], Rung]:
     return found
 
 
-def _flips(truth: Floats, got: Floats, scores: Any) -> Iterator[str]:
+def flips_of(truth: Floats, got: Floats, scores: Scores) -> Iterator[str]:
     """Say of each row whose winner is another whether it stood out by more than the row's own difference."""
     if truth.ndim != 2 or truth.shape[1] < 2 or not np.isfinite(got).all():
         return

@@ -92,10 +92,10 @@ def test_a_winner_that_changed_is_told_with_its_margin(tmp_path: Path) -> None:
 
 
 def test_a_near_tie_is_told_from_a_fault() -> None:
-    from engineworks.runtime.parity import _flips
+    from engineworks.runtime.parity import flips_of
 
     truth = np.array([[1.0, 1.01, 0.0], [1.0, 3.0, 0.0]])
-    near, far = _flips(truth, np.array([[1.01, 1.0, 0.0], [2.0, 1.9, 0.0]]), "logits")
+    near, far = flips_of(truth, np.array([[1.01, 1.0, 0.0], [2.0, 1.9, 0.0]]), "logits")
     assert "a near tie that the difference explains" in near
     assert "row 1: class 1 became 0" in far
 
