@@ -10,7 +10,7 @@ import numpy as np
 
 from engineworks.runtime.backend import BackendSession, open_bundle_session
 from engineworks.runtime.bundle import Bundle
-from engineworks.runtime.compare import Agreement, agreement
+from engineworks.runtime.compare import Agreement, Floats, agreement
 from engineworks.runtime.errors import BundleError
 from engineworks.runtime.manifest import Manifest
 from engineworks.runtime.parity import flips_of, lost_to_tf32, rungs_of, stored_reference
@@ -79,8 +79,8 @@ def check_against(first: Bundle, second: Bundle, device: Device = "auto") -> Aga
     one, two = (_asked(bundle, stored, device) for bundle in (first, second))
     pairs, alike = [], same_original(first.manifest, second.manifest)
     for tensor in first.manifest.outputs:
-        truth, left, right = stored[f"output:{tensor.name}"], one.answers[tensor.name], two.answers[tensor.name]
-        scores = first.manifest.scores
+        truth: Floats = stored[f"output:{tensor.name}"].astype(np.float64)
+        left, right, scores = one.answers[tensor.name], two.answers[tensor.name], first.manifest.scores
         pairs.append(
             Pair(
                 tensor.name,
@@ -88,7 +88,7 @@ def check_against(first: Bundle, second: Bundle, device: Device = "auto") -> Aga
                 (agreement(truth, left, scores), agreement(truth, right, scores)),
                 agreement(left, right, scores),
                 least(one.least[tensor.name], two.least[tensor.name]) if alike else None,
-                tuple(flips_of(left.astype(np.float64), right.astype(np.float64), scores)),
+                tuple(flips_of(left, right, scores)),
             )
         )
     return Against((one.backend, two.backend), source.manifest.name, tuple(pairs))
@@ -104,7 +104,7 @@ class _Answers:
     """What one bundle answers, by output, and the least decibels that it was proven to keep of each."""
 
     backend: str
-    answers: dict[str, Array]
+    answers: dict[str, Floats]
     least: dict[str, float]
 
 
@@ -135,7 +135,7 @@ def _asked(bundle: Bundle, stored: dict[str, Array], device: Device) -> _Answers
         session.close()
 
 
-def _answers(bundle: Bundle, session: BackendSession, stored: dict[str, Array], names: list[str]) -> dict[str, Array]:
+def _answers(bundle: Bundle, session: BackendSession, stored: dict[str, Array], names: list[str]) -> dict[str, Floats]:
     """Answer all rows, as many at once as the bundle takes; a last part too small for it is filled up with repeats."""
     batch, inputs = bundle.manifest.batch, {t.name: stored[f"input:{t.name}"] for t in bundle.manifest.inputs}
     count = len(next(iter(inputs.values())))
@@ -143,7 +143,9 @@ def _answers(bundle: Bundle, session: BackendSession, stored: dict[str, Array], 
     for start in range(0, count, batch.max):
         rows = min(batch.max, count - start)
         taken = start + np.arange(max(rows, batch.min)) % rows
-        parts.append([np.asarray(a)[:rows] for a in session.run({n: x[taken] for n, x in inputs.items()}, names)])
+        parts.append(
+            [np.asarray(a, np.float64)[:rows] for a in session.run({n: x[taken] for n, x in inputs.items()}, names)]
+        )
     return {name: np.concatenate(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)}
 
 
