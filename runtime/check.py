@@ -43,6 +43,9 @@ def _command(path: str, device: Any, against: str | None, as_json: bool) -> int:
     if against is not None:
         return _against(bundle, against, device, as_json)
     found: list[Checked] = []
+    if not as_json:
+        for line in recorded_lines(bundle):
+            click.echo(line)
     for checked in check_bundle(bundle, device):
         found.append(checked)
         if not as_json:
@@ -55,6 +58,17 @@ def _command(path: str, device: Any, against: str | None, as_json: bool) -> int:
             json.dumps(_finite({"bundle": bundle.manifest.name, "passed": passed, "backends": backends}), indent=2)
         )
     return int(not passed)
+
+
+def recorded_lines(bundle: Bundle) -> Iterator[str]:
+    """Yield the rungs that were compared when the bundle was made, at the usual batch: what stands before these."""
+    for rung in bundle.manifest.parity:
+        if rung.batch == bundle.manifest.batch.opt:
+            figure = math.inf if rung.sqnr_db is None else rung.sqnr_db
+            yield (
+                f"{'when it was made':<18} {rung.candidate} against {rung.reference}: {rung.output}, batch "
+                f"{rung.batch}: {_db(figure)} (needs {rung.required_db:.1f}), top-1 {rung.top1:.0%}"
+            )
 
 
 def _against(bundle: Bundle, path: str, device: Any, as_json: bool) -> int:
@@ -98,6 +112,11 @@ def lines(checked: Checked) -> Iterator[str]:
             f"{one.required_db:.1f}), largest difference {figures.max_abs:.3g}, top-1 {figures.top1:.0%}"
         )
         yield from (f"{'':<18}   {flip}" for flip in one.flips)
+    for step in checked.steps:
+        yield (
+            f"{checked.backend:<18} against {step.before}: {step.output}, batch {step.batch}: "
+            f"{_db(step.figures.sqnr_db)}, largest difference {step.figures.max_abs:.3g}, top-1 {step.figures.top1:.0%}"
+        )
     for relation in checked.relations:
         state = "holds" if relation.sqnr_db >= checked.required_db else "FAILS"
         yield (

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,21 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One output at the usual batch, held against the rung before this one; figures alone, for nothing is required."""
+
+    before: str
+    output: str
+    batch: int
+    figures: Agreement
+
+
+@dataclass(frozen=True)
 class Checked:
-    """What one backend answered; ``problem`` says why it did not run, where it did not."""
+    """What one rung answered, a backend with its graph; ``problem`` says why it did not run, where it did not.
+
+    ``steps`` hold it against the rung that ran before it, where there is one.
+    """
 
     backend: str
     problem: str = ""
@@ -48,6 +61,7 @@ class Checked:
     relations: tuple[Relation, ...] = ()
     required_db: float = 0.0
     """The least for a relation: two answers to one row may differ as each does from the truth, and by a bit more."""
+    steps: tuple[Step, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -57,7 +71,10 @@ class Checked:
 
 
 def check_bundle(bundle: Bundle, device: Device = "auto") -> Iterator[Checked]:
-    """Compare every backend that runs here with the original's stored answers, and with itself.
+    """Compare every backend that runs here with the original's stored answers, with the one before, and with itself.
+
+    The graph comes first, on the CPU, and the engines last: rung by rung, as they were made. Where the CPU has a graph
+    of its own, it runs ``model.onnx``, too, if it can.
 
     Args:
         bundle: an opened bundle.
@@ -68,30 +85,34 @@ def check_bundle(bundle: Bundle, device: Device = "auto") -> Iterator[Checked]:
         BackendError: no backend runs here at all.
     """
     stored = stored_reference(bundle)
-    ran = False
-    for name, asked, where in _backends(bundle, device):
+    before: _Rung | None = None
+    for name, asked, where, made in _backends(bundle, device):
         try:
-            session = open_bundle_session(bundle, device=where, backend=asked, strict=where != "cpu")
+            session = open_bundle_session(made, device=where, backend=asked, strict=where != "cpu")
         except BackendError as error:
             yield Checked(name, str(error))
             continue
         try:
-            yield _checked(bundle, session, stored)
-            ran = True
+            rung = _Rung(name, made, session, stored)
+            yield rung.checked(before)
+            before = rung
         finally:
             session.close()
-    if not ran:
+    if before is None:
         raise BackendError(f"bundle {bundle.path.name}: no backend runs it here; each says above why.")
 
 
-def _backends(bundle: Bundle, device: Device) -> Iterator[tuple[str, Any, Device]]:
+def _backends(bundle: Bundle, device: Device) -> Iterator[tuple[str, Any, Device, Bundle]]:
     gpu: Device = "cuda" if device in {"auto", "cpu"} else device
-    if device != "cpu":
-        made = {record.flavour for record in bundle.manifest.engines}
-        yield from ((flavour, flavour, gpu) for flavour in ENGINES if flavour in made)
-        yield "onnxruntime-cuda", "onnxruntime", gpu
     if device in {"auto", "cpu"}:
-        yield "onnxruntime-cpu", "onnxruntime", "cpu"
+        if bundle.manifest.precision.asked == "int8" and bundle.manifest.graph.get("cpu", GRAPH) != GRAPH:
+            graph = {key: value for key, value in bundle.manifest.graph.items() if key != "cpu"}
+            yield f"{GRAPH} on cpu", "onnxruntime", "cpu", Bundle(bundle.path, replace(bundle.manifest, graph=graph))
+        yield "onnxruntime-cpu", "onnxruntime", "cpu", bundle
+    if device != "cpu":
+        yield "onnxruntime-cuda", "onnxruntime", gpu, bundle
+        made = {record.flavour for record in bundle.manifest.engines}
+        yield from ((flavour, flavour, gpu, bundle) for flavour in ENGINES if flavour in made)
 
 
 def stored_reference(bundle: Bundle) -> dict[str, Array]:
@@ -108,7 +129,30 @@ def stored_reference(bundle: Bundle) -> dict[str, Array]:
     return arrays
 
 
-def _checked(bundle: Bundle, session: BackendSession, stored: Mapping[str, Array]) -> Checked:
+class _Rung:
+    """One backend with its graph, and what it answers at each batch size: (output, rows) → answers."""
+
+    def __init__(self, name: str, bundle: Bundle, session: BackendSession, stored: Mapping[str, Array]) -> None:
+        self.name, self.answers = name, dict[tuple[str, int], Floats]()
+        self._bundle, self._session, self._stored = bundle, session, stored
+
+    def checked(self, before: "_Rung | None") -> Checked:
+        """Run it and compare."""
+        found = _checked(self._bundle, self._session, self._stored, self.answers)
+        return replace(found, backend=self.name, steps=tuple(self._steps(before)) if before is not None else ())
+
+    def _steps(self, before: "_Rung") -> Iterator[Step]:
+        manifest = self._bundle.manifest
+        for tensor in manifest.outputs:
+            key = tensor.name, manifest.batch.opt
+            if np.isfinite(before.answers[key]).all():
+                yield Step(before.name, *key, agreement(before.answers[key], self.answers[key], manifest.scores))
+
+
+def _checked(
+    bundle: Bundle, session: BackendSession, stored: Mapping[str, Array], kept: dict[tuple[str, int], Floats]
+) -> Checked:
+    """Hold a session against the original and itself; ``kept`` is given its answers."""
     manifest = bundle.manifest
     names = [tensor.name for tensor in manifest.outputs]
     rungs = rungs_of(bundle, session.backend.name)
@@ -118,7 +162,8 @@ def _checked(bundle: Bundle, session: BackendSession, stored: Mapping[str, Array
         answers = session.run(_rows(bundle, stored, size), names)
         for tensor, answer in zip(manifest.outputs, answers, strict=True):
             truth: Floats = _cut(stored[f"output:{tensor.name}"], size).astype(np.float64)
-            got: Floats = np.asarray(answer, np.float64)
+            got: Floats = np.array(answer, np.float64)
+            kept[tensor.name, size] = got
             least = rungs[(tensor.name, size)].required_db - lost
             flips = tuple(flips_of(truth, got, manifest.scores))
             found.append(Compared(tensor.name, size, agreement(truth, got, manifest.scores), least, flips))
