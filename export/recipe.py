@@ -137,6 +137,8 @@ class Recipe:
             raise ExportError(f"--max-drop: expected points above 0 and up to 100, got {self.max_drop}.")
         if self.fp16_share != _CALIBRATION["fp16_share"]:
             raise ExportError(BOTH_DECIDE)
+        if self.data is None and self.calib_data == "synthetic":
+            raise ExportError("--max-drop: agreement on made-up images proves nothing. Give --data, or real images.")
 
     def _check_words(self) -> None:
         words = {"precision": PrecisionName, "engine": EngineName, "simplify": Simplifier, "route": RouteName}

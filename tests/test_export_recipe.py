@@ -138,6 +138,10 @@ def test_every_calibration_field_stands_in_the_record_of_int8_alone() -> None:
         ({"precision": "int8", "calib_data": "x", "max_drop": 101.0}, "--max-drop: expected points above 0 and up to"),
         ({"precision": "int8", "calib_data": "x", "max_drop": float("nan")}, "--max-drop: expected points above 0"),
         (
+            {"precision": "int8", "calib_data": "synthetic", "max_drop": 20.0},
+            "--max-drop: agreement on made-up images proves nothing",
+        ),
+        (
             {"precision": "int8", "calib_data": "x", "max_drop": 1.0, "fp16_share": 0.0},
             "--max-drop and --fp16-share contradict each other",
         ),
