@@ -82,15 +82,16 @@ def keep_within(judge: Judge, allowed: float, shop: Shop) -> Within:
     with first_interrupt_asks() as asked:
         run = _Run(judge, allowed, shop, asked)
         found = search(shop.layers, run.measure, allowed, on_trial=run.tell)
-    if found.stopped:
-        shop.say("budget", f"stopped after {len(found.trials)} of at most {most} evaluations", True)
-    if found.met is None and found.stopped:
-        shop.say("budget", f"no set of layers had met --max-drop {allowed:g} yet", True)
-        raise KeyboardInterrupt
-    if found.met is None:
-        raise ExportError(_refusal(found, allowed, shop))
-    met, drop = run.shipped(found)
-    found = replace(found, met=met)
+        if found.stopped:
+            shop.say("budget", f"stopped after {len(found.trials)} of at most {most} evaluations", True)
+        if found.met is None and found.stopped:
+            shop.say("budget", f"no set of layers had met --max-drop {allowed:g} yet", True)
+            raise KeyboardInterrupt
+        if found.met is None:
+            raise ExportError(_refusal(found, allowed, shop))
+        met, drop = run.shipped(found)
+        found = replace(found, met=met)
+        _say_too_late(asked() and not found.stopped, shop.say)
     return Within(run.made[met], _reasons(found, run), _record(found, run, drop), _notes(found, run, drop))
 
 
@@ -100,13 +101,20 @@ def judge_twin(within: Within, judge: Judge, twin: "ModelProto", say: Callable[[
     Its weights have 7 bits and its activations other ranges, so that what was found for the other graph says nothing of
     it. Where it is left away, the graph for GPUs runs on CPUs, too.
     """
-    drop, allowed = judge.drop(twin, optimise="all"), within.record["allowed_points"]
+    with first_interrupt_asks() as asked:
+        drop, allowed = judge.drop(twin, optimise="all"), within.record["allowed_points"]
+        _say_too_late(asked(), say)
     kept = drop.within(allowed)
     words = f"{drop_words(drop)}, {_state(kept)} {allowed:g}"
     say("budget", f"the int8 graph for CPUs: {words}", not kept)
     record = within.record | {"cpu": drop_record(drop) | {"kept": kept}}
     note = f"no int8 graph for CPUs: {words}; the graph for GPUs runs there, in float and no faster than float32"
     return replace(within, record=record, notes=within.notes if kept else (*within.notes, note))
+
+
+def _say_too_late(asked: bool, say: Callable[[str, str, bool], None]) -> None:
+    if asked:
+        say("budget", "the search was over already; Ctrl-C once more ends the export", True)
 
 
 class _Run:

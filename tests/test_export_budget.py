@@ -203,6 +203,16 @@ def test_ctrl_c_before_any_set_met_the_budget_is_an_interrupt() -> None:
         assert ("no set of layers had met --max-drop 0.5 yet", True) in seen.said
 
 
+def test_ctrl_c_when_the_search_is_over_loses_nothing_and_says_so() -> None:
+    scripted = judge({**dict(enumerate(LOSING)), "fp16 3": 20, "twin": 20}, press={"fp16 3": 1, "twin": 1})
+    seen, twin = Seen(), "twin"
+    found = keep_within(scripted, 0.5, seen.shop(halved))
+    assert found.made.left_out == ORDER[:3] and not found.record["stopped"]
+    assert seen.said[-1] == ("the search was over already; Ctrl-C once more ends the export", True)
+    assert judge_twin(found, scripted, twin, seen.shop().say).record["cpu"]["kept"]  # type: ignore[arg-type]
+    assert sum("over already" in text for text, _ in seen.said) == 2
+
+
 def test_a_second_ctrl_c_ends_at_once() -> None:
     before, seen = signal.getsignal(signal.SIGINT), Seen()
     with pytest.raises(KeyboardInterrupt):
