@@ -1,6 +1,6 @@
 """From a float32 graph and some images to a Q/DQ graph whose answers stay close: every step measured, the best kept."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -97,7 +97,7 @@ def quantise(
     *,
     method: str = "auto",
     quality: Quality = "normal",
-    fp16_share: float = FP16_SHARE,
+    fp16_share: float | Collection[str] = FP16_SHARE,
     rest: Rest = "fp16",
     on_progress: OnProgress = lambda phase, done, total: None,
 ) -> Quantised:
@@ -111,21 +111,62 @@ def quantise(
         method: a key of ``measured.scales``, or ``auto``: that which serves the network best.
         quality: ``fast`` corrects biases from means; ``normal`` shifts, rounds and fits layer by layer; ``high`` also
             shifts what is padded, which adds a Pad before such layers, and fits on more images.
-        fp16_share: the share of the multiply-adds that may stay in the float type, 0 to 1; ``fast`` leaves none.
+        fp16_share: the share of the multiply-adds that may stay in the float type, 0 to 1; ``fast`` leaves none. Or the
+            names of the layers that stay in it, whatever their share, and whatever the quality.
         rest: the type that the graph is to be cast to.
         on_progress: told a phase's name and how many of its parts are done.
 
     Raises:
-        ExportError: an unknown method or quality, a share outside 0 to 1, no images, or no layer that int8 suits.
+        ExportError: an unknown method, quality or layer, a share outside 0 to 1, no images, or no layer for int8.
     """
-    placement = place(model)
-    _check(placement, measured, method, quality, fp16_share)
+    named = () if isinstance(fp16_share, (int, float)) else tuple(fp16_share)
+    share = fp16_share if isinstance(fp16_share, (int, float)) else None
+    placement = place(model, left_out=named)
+    _check(placement, measured, method, quality, share or 0.0)
     fit, held, notes = _split(model, batches, measured.held_out, quality)
     job = _Job(model, placement, measured, quality, rest, fit, held, run_all(model, held, optimise="all"), on_progress)
     method, scales, layers, steps = _choose(job, method)
     graph = insert_qdq(model, placement, scales, weights=layers, rest=rest)
-    first = Quantised(graph, method, scales, placement.decisions, tuple(steps), steps[-1].name, (), 0.0, notes)
-    return first if quality == "fast" else _best(first, _corrected(job, first, layers, fp16_share))
+    kept = _kept(job, named)
+    first = Quantised(graph, method, scales, placement.decisions, tuple(steps), steps[-1].name, *kept, notes)
+    if quality == "fast":
+        return first
+    return _best(first, _corrected(job, first, share))
+
+
+def layer_noise(
+    model: "ModelProto",
+    batches: Batches,
+    measured: Measured,
+    method: str,
+    *,
+    quality: Quality = "normal",
+    rest: Rest = "fp16",
+    on_progress: OnProgress = lambda phase, done, total: None,
+) -> dict[str, float]:
+    """Return what each layer that would be int8 adds to the answers, alone: node → noise power, in the graph's order.
+
+    Args:
+        model, batches, measured, quality, rest, on_progress: as ``quantise`` takes them.
+        method: a key of ``measured.scales``.
+    """
+    placement = place(model)
+    _check(placement, measured, method, quality, 0.0)
+    fit, held, _ = _split(model, batches, measured.held_out, "normal" if quality == "fast" else quality)
+    job = _Job(model, placement, measured, quality, rest, fit, held, np.empty(0, np.float32), on_progress)
+    return _noise(job, _moved(job, placement, measured.scales[method]), placement.layers)
+
+
+def _kept(job: _Job, left_out: Collection[str]) -> tuple[tuple[str, ...], float]:
+    """Return the layers that are left out, in the graph's order, and their share of the multiply-adds."""
+    if not left_out:
+        return (), 0.0
+    costs = layer_costs(job.model, job.held[0])
+    order = tuple(name for name in costs if name in left_out)
+    if len(order) < len(set(left_out)):
+        missing = next(name for name in left_out if name not in costs)
+        raise ExportError(f"no int8 layer of this network is called {missing}: it cannot be left out.")
+    return order, sum(costs[name] for name in order) / sum(costs.values())
 
 
 def _check(placement: Placement, measured: Measured, method: str, quality: str, share: float) -> None:
@@ -217,14 +258,20 @@ def _choose(job: _Job, method: str) -> tuple[str, Mapping[str, float], dict[str,
     return chosen, job.measured.scales[chosen], layers, [*(steps[n] for n in names if n != chosen), steps[chosen]]
 
 
-def _corrected(job: _Job, first: Quantised, layers: Mapping[str, Int8Layer], share: float) -> Quantised:
-    """Shift, leave out what the answers feel most, round and fit layer by layer."""
+def _moved(job: _Job, placement: Placement, scales: Mapping[str, float]) -> Shifted:
+    """Shift what can be; ``fast`` shifts nothing."""
+    if job.quality == "fast":
+        return Shifted(job.model, scales, {}, {})
+    return shift(job.model, placement, scales, padded=job.quality == "high", rest=job.rest)
+
+
+def _corrected(job: _Job, first: Quantised, share: float | None) -> Quantised:
+    """Shift, leave out what the answers feel most within a share, if one is given, round and fit layer by layer."""
     high = job.quality == "high"
-    moved = shift(job.model, job.placement, first.scales, padded=high, rest=job.rest)
-    left_out, spent = _left_out(job, moved, share)
-    if left_out:
-        placement = place(job.model, left_out=left_out)
-        moved = shift(job.model, placement, first.scales, padded=high, rest=job.rest)
+    moved = _moved(job, job.placement, first.scales)
+    left_out, spent = (first.left_out, first.fp16_share) if share is None else _left_out(job, moved, share)
+    if left_out and share is not None:
+        moved = _moved(job, place(job.model, left_out=left_out), first.scales)
     placement = place(moved.model, left_out=left_out)
     corrected = correct(
         moved.model, placement, moved.scales, job.fit, options=Options(job.rest),
@@ -241,21 +288,26 @@ def _corrected(job: _Job, first: Quantised, layers: Mapping[str, Int8Layer], sha
 
 
 def _left_out(job: _Job, moved: Shifted, share: float) -> tuple[tuple[str, ...], float]:
-    costs, fixed = layer_costs(job.model, job.fit[0]), _fixed_rows(job.model)
+    costs = layer_costs(job.model, job.fit[0])
     whole = sum(costs.values())
     placement = place(moved.model)
     candidates = [name for name in placement.layers if costs[name] <= share * whole]
     if not candidates:
         return (), 0.0
-    layers = correct_biases(moved.model, placement, moved.means(job.measured.means), rest=job.rest)
+    chosen = pick(costs, _noise(job, moved, candidates), share)
+    order = [name for name in placement.layers if name in chosen]
+    return tuple(order), sum(costs[name] for name in order) / whole
+
+
+def _noise(job: _Job, moved: Shifted, candidates: Collection[str]) -> dict[str, float]:
+    """Quantise one layer at a time, on a few images."""
+    layers = correct_biases(moved.model, place(moved.model), moved.means(job.measured.means), rest=job.rest)
+    fixed = _fixed_rows(job.model)
     few = _grouped(list(_rows(job.fit))[: max(_SCANNED, fixed)], fixed, _SCANNED)
-    noise = sensitivity(
+    return sensitivity(
         moved.model, moved.scales, layers, few, candidates, rest=job.rest,
         on_layer=lambda done, total: job.say("sensitivity", done, total),
     )  # fmt: skip
-    chosen = pick(costs, noise, share)
-    order = [name for name in placement.layers if name in chosen]
-    return tuple(order), sum(costs[name] for name in order) / whole
 
 
 def _best(first: Quantised, second: Quantised) -> Quantised:
@@ -264,6 +316,6 @@ def _best(first: Quantised, second: Quantised) -> Quantised:
         return second
     note = f"the corrections lowered the SQNR to {second.steps[-1].typical_db:.1f} dB and were left away"
     return Quantised(
-        first.model, first.method, first.scales, first.decisions, second.steps, first.kept, (), 0.0,
-        (*first.notes, note),
+        first.model, first.method, first.scales, first.decisions, second.steps, first.kept, first.left_out,
+        first.fp16_share, (*first.notes, note),
     )  # fmt: skip

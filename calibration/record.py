@@ -57,6 +57,7 @@ class Calibration:
         every: how the histograms sampled; 1 is every element.
         preprocessing: the recipe, as JSON, or None.
         left: layer → why it stays in higher precision.
+        budget: with an accuracy budget, what it was, what it was judged on, every trial; else None.
         tools: name → version.
         chosen: the method whose scales ``tensors`` has.
         decisions: for each tensor at each node: ``node``, ``tensor``, ``role``, ``quantised``, ``rule`` and ``why``.
@@ -76,6 +77,7 @@ class Calibration:
     chosen: str = ""
     decisions: Sequence[Mapping[str, Any]] = ()
     steps: Sequence[Mapping[str, Any]] = ()
+    budget: Mapping[str, Any] | None = None
     schema: int = SCHEMA
 
     @property

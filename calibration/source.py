@@ -91,10 +91,11 @@ class Images:
     @cached_property
     def sha256(self) -> str:
         """The hash of the images' content, in their order: of the digests of each; names do not matter."""
-        whole = hashlib.sha256()
-        for item in self.items():
-            whole.update(hashlib.sha256(item.content()).digest())
-        return whole.hexdigest()
+        return hashlib.sha256(b"".join(self.digests())).hexdigest()
+
+    def digests(self) -> Iterator[bytes]:
+        """Yield the sha256 of each image's content."""
+        return (hashlib.sha256(item.content()).digest() for item in self.items())
 
     def divide(self, share: int = 4) -> "tuple[Images, Images]":
         """Split into those to fit on and those held out, every ``share``-th, so that neither has seen the other."""

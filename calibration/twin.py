@@ -5,7 +5,7 @@ and DQ on every result, uint8 behind a ReLU, biases as int32. ONNX Runtime's own
 are ours, so that it costs no second search.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,12 @@ def _ranges(model: "ModelProto", ranges: Ranges) -> Ranges:
 
 
 def cpu_twin(
-    model: "ModelProto", ranges: Ranges, *, reduced: bool = False, means: Mapping[str, Array] = MappingProxyType({})
+    model: "ModelProto",
+    ranges: Ranges,
+    *,
+    reduced: bool = False,
+    means: Mapping[str, Array] = MappingProxyType({}),
+    left_out: Collection[str] = (),
 ) -> "ModelProto":
     """Return a Q/DQ graph that ONNX Runtime fuses into integer kernels on a CPU.
 
@@ -86,6 +91,7 @@ def cpu_twin(
         reduced: weights of 7 bits, for CPUs whose int8 products saturate (AVX2 and AVX-512 without VNNI).
         means: tensor → the mean of each of its channels, ``(C,)``: the biases of the layers that read one take back
             what rounding the weights adds to their outputs' means.
+        left_out: names of layers that stay float32.
 
     Raises:
         ExportError: a tensor without a range.
@@ -95,19 +101,21 @@ def cpu_twin(
     from onnx import ModelProto
 
     source = ModelProto()
-    source.CopyFrom(_compensated(model, means, _STEPS[reduced]))
-    quantiser = _quantiser(source, _ranges(model, ranges), reduced)
+    source.CopyFrom(_compensated(model, means, _STEPS[reduced], left_out))
+    quantiser = _quantiser(source, _ranges(model, ranges), reduced, left_out)
     quantiser.quantize_model()
     quantiser.model.topological_sort()  # it appends its nodes; ONNX wants them before their readers
     made: ModelProto = quantiser.model.model
     return made
 
 
-def _compensated(model: "ModelProto", means: Mapping[str, Array], steps: int) -> "ModelProto":
+def _compensated(
+    model: "ModelProto", means: Mapping[str, Array], steps: int, left_out: Collection[str]
+) -> "ModelProto":
     """Correct the biases of the layers whose inputs' means are known (``bias.mean_change``)."""
     graph = Graph(model)
     for node in graph.nodes:
-        layer = read_layer(graph, node) if node.op_type in WEIGHTED else None
+        layer = read_layer(graph, node) if node.op_type in WEIGHTED and node.name not in left_out else None
         if layer is None or not layer.takes_bias or layer.data not in means or len(node.input) < 3:
             continue
         weights = read_weights(graph, layer)
@@ -138,7 +146,7 @@ def saturates() -> bool:
     return bool(np.abs(exact - fused).max() > 1.0)  # four steps of 64 / 255
 
 
-def _quantiser(source: "ModelProto", ranges: Ranges, reduced: bool) -> Any:
+def _quantiser(source: "ModelProto", ranges: Ranges, reduced: bool, left_out: Collection[str]) -> Any:
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
@@ -154,7 +162,7 @@ def _quantiser(source: "ModelProto", ranges: Ranges, reduced: bool) -> Any:
         activation_qType=QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, data),
         nodes_to_quantize=[],
-        nodes_to_exclude=[],
+        nodes_to_exclude=list(left_out),
         op_types_to_quantize=list(OPERATORS),
         extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
     )

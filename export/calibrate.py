@@ -1,8 +1,8 @@
 """INT8's part of an export: images in, a Q/DQ graph with its record and its CPU twin out."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from engineworks.calibration.images import open_images
 from engineworks.calibration.lint import lint
 from engineworks.calibration.observe import EVERY, Statistics, observe
 from engineworks.calibration.placement import place
-from engineworks.calibration.quantise import MOST_FIT, MOST_HELD, Measured, Quantised, quantise
+from engineworks.calibration.quantise import MOST_FIT, MOST_HELD, Measured, Quantised, layer_noise, quantise
 from engineworks.calibration.record import (
     Calibration,
     check_fresh,
@@ -28,10 +28,13 @@ from engineworks.calibration.record import (
 from engineworks.calibration.scales import Method, scales
 from engineworks.calibration.source import Images
 from engineworks.calibration.twin import cpu_twin, twin_tensors
+from engineworks.export.budget import OnPart, Shop, judge_twin, keep_within
+from engineworks.export.half import to_half
 from engineworks.export.inputs import InputSpec
+from engineworks.export.judge import Judge, class_count, labelled_pictures, open_judge
 from engineworks.export.recipe import Recipe
 from engineworks.runtime.errors import ExportError, InputError
-from engineworks.runtime.manifest import Tensor
+from engineworks.runtime.manifest import Scores, Tensor
 from engineworks.runtime.preprocessing import Preprocessing, normalise
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ class Calibrator:
         expected: from the graph, what training saw (``norms.seen_in_training``).
         say: told a step, its outcome in words, and whether that is a warning.
         on_progress: told what is being done, and how much of it is.
+        labels, scores: the network's classes, and how it ranks them.
     """
 
     recipe: Recipe
@@ -64,18 +68,20 @@ class Calibrator:
     expected: Callable[["ModelProto"], Expected]
     say: Callable[[str, str, bool], None]
     on_progress: OnProgress
+    labels: tuple[str, ...] = ()
+    scores: Scores = "logits"
 
 
 @dataclass(frozen=True)
 class Calibrated:
     """A Q/DQ graph, and what a bundle holds of how it came about.
 
-    ``model`` is float32 around int8; ``twin`` the graph for CPUs; ``ranges`` tensor → largest magnitude on the images;
-    ``record`` the content of calibration.json.
+    ``model`` is float32 around int8; ``twin`` the graph for CPUs, None where it does not keep within the budget;
+    ``ranges`` tensor → largest magnitude on the images; ``record`` the content of calibration.json.
     """
 
     model: "ModelProto"
-    twin: "ModelProto"
+    twin: "ModelProto | None"
     layers: tuple[str, ...]
     ranges: Mapping[str, float]
     record: bytes
@@ -150,7 +156,7 @@ def calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
 
     Raises:
         ExportError: images that do not fit the network or overflow it, a stale ``--calib-cache``, a network that int8
-            does not suit, or a Q/DQ graph that TensorRT would misread.
+            does not suit, a budget that cannot be met, or a Q/DQ graph that TensorRT would misread.
     """
     try:
         return _calibrate(graph, job)
@@ -160,23 +166,50 @@ def calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
 
 def _calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
     fit, held = job.images.divide()
+    judge = None if job.recipe.max_drop is None else _judge(graph, job, held)
     rows, few = _taken(fit, MOST_FIT), _taken(held, MOST_HELD)
     notes = _examined(graph, job, rows)
     record = _observed(graph, job, fit)
-    made = _quantised(graph, job, record, rows, few)
+    bench = _Bench(graph, job, record, rows, few)
+    within = None if judge is None else keep_within(judge, job.recipe.max_drop or 0.0, _shop(bench))
+    made = bench.quantise(job.recipe.fp16_share) if within is None else within.made
+    _say_made(made, bench)
     refused = next((finding for finding in lint(made.model) if finding.severity == "refuse"), None)
     if refused is not None:
         raise ExportError(f"TensorRT would refuse the Q/DQ graph: {refused.node}: {refused.what} {refused.mend}")
-    record = _completed(record, made, job)
+    record = _completed(record, made)
     ends = {name: (tensor.minimum, tensor.maximum) for name, tensor in record.tensors.items()}
+    left = () if within is None else made.left_out
+    twin: ModelProto | None = cpu_twin(graph, ends, reduced=True, means=_means(record), left_out=left)
+    if within is not None and judge is not None:
+        assert twin is not None
+        within = judge_twin(within, judge, twin, job.say)
+        twin = twin if within.record["cpu"]["kept"] else None
+        record = replace(record, left=within.reasons, budget=within.record)
     return Calibrated(
         made.model,
-        cpu_twin(graph, ends, reduced=True, means=_means(record)),  # 8-bit weights saturate on CPUs without VNNI
+        twin,
         place_of(made),
         {name: max(-low, high) for name, (low, high) in ends.items()},
         dump_calibration(record),
-        (*notes, *made.notes, *_left_out(made)),
+        (*notes, *made.notes, *_left_out(made), *(within.notes if within else ())),
     )
+
+
+def _judge(graph: "ModelProto", job: Calibrator, held: Images) -> Judge:
+    """Open what the budget is judged on: labelled pictures, or all held-out images."""
+    recipe, say = job.recipe, job.say
+    images = held
+    if recipe.data is not None:
+        images = labelled_pictures(
+            recipe.data, graph.graph.input[0].name, job.preprocessing, job.labels, class_count(graph),
+            lambda name, why: say("budget", f"left out {name}: {why}", True),
+        )  # fmt: skip
+        both = len({*job.images.digests()} & {*images.digests()})
+        if both:
+            say("budget", f"{both} of the labelled pictures calibrate too: the drop on others may be larger", True)
+    job.on_progress("budget: asking float32", None)
+    return open_judge(graph, images, recipe.max_drop or 0.0, job.scores, labelled=recipe.data is not None)
 
 
 def place_of(made: Quantised) -> tuple[str, ...]:
@@ -250,41 +283,80 @@ def _recorded(statistics: Statistics, methods: Sequence[Method], job: Calibrator
     )
 
 
-def _quantised(
-    graph: "ModelProto", job: Calibrator, record: Calibration, rows: Sequence[Row], held: Sequence[Row]
-) -> Quantised:
-    methods = next(iter(record.tensors.values())).candidates
-    measured = Measured(
-        {method: {name: tensor.candidates[method] for name, tensor in record.tensors.items()} for method in methods},
-        _means(record),
-        held,
-    )
-    recipe, began = job.recipe, time.monotonic()
-    made = quantise(
-        graph,
-        rows,
-        measured,
-        method=recipe.calib_method,
-        quality=recipe.quality,
-        fp16_share=recipe.fp16_share,
+@dataclass(frozen=True)
+class _Bench:
+    """Everything that an int8 network is made of, and when the work began."""
+
+    graph: "ModelProto"
+    job: Calibrator
+    record: Calibration
+    rows: Sequence[Row]
+    held: Sequence[Row]
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def measured(self) -> Measured:
+        """What was observed, as quantising takes it."""
+        tensors = self.record.tensors
+        methods = next(iter(tensors.values())).candidates
+        scales = {method: {name: one.candidates[method] for name, one in tensors.items()} for method in methods}
+        return Measured(scales, _means(self.record), self.held)
+
+    def quantise(
+        self, leave: float | Collection[str], method: str | None = None, on_part: OnPart | None = None
+    ) -> Quantised:
+        """Quantise all but these layers, or all but some within that share of the multiply-adds."""
+        recipe = self.job.recipe
+        return quantise(
+            self.graph,
+            self.rows,
+            self.measured,
+            method=method or recipe.calib_method,
+            quality=recipe.quality,
+            fp16_share=leave,
+            rest=recipe.int8_rest,
+            on_progress=on_part or self._tell,
+        )
+
+    def _tell(self, phase: str, done: int, total: int) -> None:
+        self.job.on_progress(f"calibration: {phase}", done / max(total, 1))
+
+
+def _shop(bench: _Bench) -> Shop:
+    recipe, job = bench.job.recipe, bench.job
+
+    def noise(method: str, on_part: OnPart) -> Mapping[str, float]:
+        return layer_noise(
+            bench.graph, bench.rows, bench.measured, method, quality=recipe.quality, rest=recipe.int8_rest,
+            on_progress=on_part,
+        )  # fmt: skip
+
+    return Shop(
+        layers=len(place(bench.graph).layers),
+        build=bench.quantise,
+        noise=noise,
+        typed=(lambda model: to_half(model, "fp16")) if recipe.int8_rest == "fp16" else None,
         rest=recipe.int8_rest,
-        on_progress=lambda phase, done, total: job.on_progress(f"calibration: {phase}", done / max(total, 1)),
+        say=job.say,
+        on_progress=job.on_progress,
     )
+
+
+def _say_made(made: Quantised, bench: _Bench) -> None:
     best = next(step for step in made.steps if step.name == made.kept)
-    job.say(
+    bench.job.say(
         "int8",
         f"{len(place_of(made))} layers, {made.method} ranges, {best.sqnr_db:.1f} dB and top-1 {best.top1:.0%} on "
-        f"{len(held)} held-out images, in {time.monotonic() - began:.1f} s",
+        f"{len(bench.held)} held-out images, in {time.monotonic() - bench.began:.1f} s",
         False,
     )
-    return made
 
 
 def _means(record: Calibration) -> dict[str, Array]:
     return {name: np.array(tensor.means) for name, tensor in record.tensors.items()}
 
 
-def _completed(record: Calibration, made: Quantised, job: Calibrator) -> Calibration:
+def _completed(record: Calibration, made: Quantised) -> Calibration:
     """Write down what was decided."""
     chosen = {name: tensor.candidates[made.method] for name, tensor in record.tensors.items()} | dict(made.scales)
     tensors = {name: replace(tensor, scale=chosen[name]) for name, tensor in record.tensors.items()}

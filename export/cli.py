@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _AS_THEY_ARE = (
     "model", "weights", "engine", "simplify", "route", "interpolation", "labels", "samples", "trust", "calib_data",
-    "calib_images", "calib_method", "calib_cache", "quality", "int8_rest", "layers",
+    "calib_images", "calib_method", "calib_cache", "quality", "int8_rest", "data", "layers",
 )  # fmt: skip
 
 
@@ -125,6 +125,10 @@ def main(argv: list[str] | None = None) -> int:
 @click.option(
     "--int8-rest", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True, help="What is not INT8."
 )
+@click.option("--max-drop", metavar="POINTS", help="Of top-1 that INT8 may lose, 95 % sure; keeps layers from INT8.")
+@click.option(
+    "--data", metavar="DATA", help="Labelled pictures for it: class folders or a list; else agreement serves."
+)
 @click.option("--layers", is_flag=True, help="Hold every layer against PyTorch's, not the outputs alone.")
 @click.option("--force", is_flag=True, help="Replace the bundle that stands there.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep a bundle made before.")
@@ -157,7 +161,9 @@ def _command(**flags: Any) -> int:
 
 def _recipe(flags: dict[str, Any]) -> "Recipe":
     """Turn flags into a recipe; contradictions are usage errors."""
-    from engineworks.export.recipe import Recipe
+    from click.core import ParameterSource
+
+    from engineworks.export.recipe import BOTH_DECIDE, Recipe
     from engineworks.runtime.errors import ExportError
 
     asked = [name for name in _PRECISIONS if flags[name]]
@@ -165,9 +171,12 @@ def _recipe(flags: dict[str, Any]) -> "Recipe":
         raise click.UsageError("which MODEL? export-model --list shows them.")
     if len(asked) > 1:
         raise click.UsageError(f"--{asked[0]} and --{asked[1]} contradict each other; pass one.")
-    for name in ("target", "weights", "out", "labels", "samples", "calib_data", "calib_cache"):
+    for name in ("target", "weights", "out", "labels", "samples", "calib_data", "calib_cache", "data"):
         if flags[name] == "":
             raise click.UsageError(f"--{name.replace('_', '-')} is empty; leave it out, or give it a value.")
+    given_share = click.get_current_context().get_parameter_source("fp16_share") != ParameterSource.DEFAULT
+    if flags["max_drop"] is not None and given_share:
+        raise click.UsageError(BOTH_DECIDE)
     precision: Any = asked[0] if asked else "fp32"
     given = {name: flags[name] for name in _AS_THEY_ARE} | _parsed(flags)
     try:
@@ -179,7 +188,14 @@ def _recipe(flags: dict[str, Any]) -> "Recipe":
 def _parsed(flags: dict[str, Any]) -> dict[str, Any]:
     """Read the flags that have a form of their own."""
     from engineworks.export.inputs import parse_shape
-    from engineworks.export.recipe import parse_batch, parse_model_arg, parse_numbers, parse_resize, parse_share
+    from engineworks.export.recipe import (
+        parse_batch,
+        parse_model_arg,
+        parse_numbers,
+        parse_points,
+        parse_resize,
+        parse_share,
+    )
     from engineworks.export.trt_targets import parse_targets
 
     return {
@@ -191,6 +207,7 @@ def _parsed(flags: dict[str, Any]) -> dict[str, Any]:
         "std": _read("--std", parse_numbers, flags["std"]),
         "resize": _read("--resize", parse_resize, flags["resize"]),
         "fp16_share": _read("--fp16-share", parse_share, flags["fp16_share"]),
+        "max_drop": _read("--max-drop", parse_points, flags["max_drop"]),
     }
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from engineworks.export.parity import Yardstick
     from engineworks.export.to_onnx import Exported
 
+STOPPED = "accuracy budget: the search was stopped"  # how the note of such a bundle begins
 QUIET_NOTES = ("no engine", "passed over", "the engine was compiled")  # said otherwise, or true of every bundle
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
 

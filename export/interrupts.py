@@ -1,4 +1,4 @@
-"""Hold Ctrl-C back while libraries start.
+"""Hold Ctrl-C back while libraries start, and let a long search end with what it has.
 
 An interrupt that arrives inside the C++ start-up of torch or of a compiler's bindings ends the process with an abort
 and no word; held back for that second, it is an ordinary KeyboardInterrupt.
@@ -7,7 +7,7 @@ and no word; held back for that second, it is an ordinary KeyboardInterrupt.
 import gc
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -40,3 +40,27 @@ def import_tools() -> None:
         import torch  # noqa: F401
     if not gc.isenabled():  # the command: what the libraries made is never garbage, and need not be looked at again
         gc.freeze()
+
+
+@contextmanager
+def first_interrupt_asks() -> Iterator[Callable[[], bool]]:
+    """While active, the first SIGINT is only noted and the second raises KeyboardInterrupt.
+
+    Yields:
+        What tells whether there was one: to be asked now and then. In other threads nothing changes, and it says no.
+    """
+    pressed: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -166,7 +166,7 @@ class Ladder:
         seen = self._seen(typed, {}, "fp16" if rest == "fp16" else None)
         answers = self._answers(content, "float")
         rungs += self._climb(answers, "onnx-int8", floors, seen)
-        cpu, more, told = self._twin(with_head(made.twin, self.head))
+        cpu, more, told = (None, (), ()) if made.twin is None else self._twin(with_head(made.twin, self.head))
         layers = self._layers("int8", seen)
         proven = self._proven(typed, content, cpu, (*rungs, *more), (*notes, *told), layers, answers)
         return replace(proven, calibration=made.record)

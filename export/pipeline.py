@@ -100,7 +100,7 @@ def export_model(
     choice = choice or _choose(recipe)
     job = Job(recipe, source, choice, say, on_progress)
     bundle = _make(job, out, force)
-    if key and not _failed(choice, recipe):
+    if key and not _failed(choice, recipe) and not _stopped(bundle):
         _keep(key, bundle, say)
     return bundle
 
@@ -169,6 +169,8 @@ def _calibrator(job: Job, original: Original) -> "Calibrator | None":
         partial(seen_in_training, original.module if job.source.weights.trained else None),
         job.say,
         job.on_progress,
+        job.source.labels,
+        job.source.scores,
     )
 
 
@@ -265,6 +267,11 @@ def _say_notes(manifest: Manifest, say: Say) -> None:
 def _failed(choice: Choice, recipe: Recipe) -> bool:
     """Tell whether an installed compiler could not be used: such a bundle must not be found again after the mend."""
     return recipe.engine == "auto" and choice.flavour is None and "tensorrt-rtx-cu13" in cache.versions()
+
+
+def _stopped(bundle: Bundle) -> bool:
+    """Tell whether the search of the budget was cut off: the same export made again may leave fewer layers out."""
+    return any(note.startswith(describe.STOPPED) for note in bundle.manifest.notes)
 
 
 def _host(recipe: Recipe) -> str:

@@ -20,6 +20,10 @@ MethodName = Literal["auto", "minmax", "percentile", "mse", "entropy"]
 QualityName = Literal["fast", "normal", "high"]
 RestName = Literal["fp16", "fp32"]
 DEFAULT_BATCH = Batch(1, 8, 32)
+BOTH_DECIDE = (
+    "--max-drop and --fp16-share contradict each other: either the budget decides which layers are left out, or the "
+    "share does. Pass one."
+)
 OLDEST_OPSET, NEWEST_OPSET = 18, 23
 SMALLEST_STD, LARGEST = 1e-6, 1e6  # of --std and --mean: float32 holds every picture divided by these
 LARGEST_BATCH = 65536  # it is really run; beyond this a slip of the finger is likelier than a wish
@@ -53,6 +57,9 @@ class Recipe:
         fp16_share: the share of the multiply-adds that may stay in the float type, 0 to 1.
         int8_rest: that float type.
         layers: hold every layer of every graph against PyTorch's own, not the outputs alone.
+        max_drop: the percentage points of top-1 that int8 may lose against float32, 95 % sure; None for whatever it is.
+            As few layers as possible then stay in the float type, whatever their share.
+        data: labelled pictures to show that on (``runtime.dataset``); None for agreement on held-out images.
     """
 
     model: str
@@ -82,6 +89,8 @@ class Recipe:
     fp16_share: float = 0.01
     int8_rest: RestName = "fp16"
     layers: bool = False
+    max_drop: float | None = None
+    data: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself.
@@ -112,12 +121,26 @@ class Recipe:
                 )
             if not 0 <= self.fp16_share <= 1:
                 raise ExportError(f"--fp16-share: expected 0 to 1, or 0% to 100%, got {self.fp16_share}.")
+            self._check_budget()
             return
         for name, usual in _CALIBRATION.items():
             if getattr(self, name) != usual:
                 raise ExportError(
                     f"--{name.replace('_', '-')} is for --int8 alone; --{self.precision} reads no images."
                 )
+
+    def _check_budget(self) -> None:
+        """Refuse a budget that cannot be, or that another flag contradicts."""
+        if self.max_drop is None:
+            if self.data is not None:
+                raise ExportError("--data is what --max-drop is judged on; pass both.")
+            return
+        if not 0 < self.max_drop <= 100:
+            raise ExportError(f"--max-drop: expected points above 0 and up to 100, got {self.max_drop}.")
+        if self.fp16_share != _CALIBRATION["fp16_share"]:
+            raise ExportError(BOTH_DECIDE)
+        if self.data is None and self.calib_data == "synthetic":
+            raise ExportError("--max-drop: agreement on made-up images proves nothing. Give --data, or real images.")
 
     def _check_words(self) -> None:
         words = {"precision": PrecisionName, "engine": EngineName, "simplify": Simplifier, "route": RouteName}
@@ -175,15 +198,20 @@ class Recipe:
         content["model_args"] = {name: repr(value) for name, value in self.model_args}
         content["shapes"] = [f"{shape.name}:{'x'.join(map(str, shape.shape))}:{shape.dtype}" for shape in self.shapes]
         content |= {name: _listed(content[name]) for name in ("mean", "std", "resize")}
-        for name in ("weights", "labels", "samples", "calib_data", "calib_cache"):
+        for name in ("weights", "labels", "samples", "calib_data", "calib_cache", "data"):
             content[name] = content[name] and PurePath(content[name]).name
+        if self.max_drop is not None:
+            del content["fp16_share"]  # nothing read it
         return content if self.precision == "int8" else {k: v for k, v in content.items() if k not in _CALIBRATION}
 
 
 _CALIBRATION = {
     name: Recipe.__dataclass_fields__[name].default
-    for name in ("calib_data", "calib_images", "calib_method", "calib_cache", "quality", "fp16_share", "int8_rest")
-}
+    for name in (
+        "calib_data", "calib_images", "calib_method", "calib_cache", "quality", "fp16_share", "int8_rest", "max_drop",
+        "data",
+    )
+}  # fmt: skip
 
 
 def _listed(value: Any) -> Any:
@@ -226,6 +254,18 @@ def parse_share(text: str) -> float:
     number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     if not 0 <= number <= 1:
         raise ValueError(f"expected 0 to 1, or 0% to 100%, got {text!r}")
+    return number
+
+
+def parse_points(text: str) -> float:
+    """Read percentage points, such as ``0.5``; ``0.5%`` says the same.
+
+    Raises:
+        ValueError: not a number above 0 and up to 100.
+    """
+    number = float(text.removesuffix("%"))
+    if not 0 < number <= 100:
+        raise ValueError(f"expected percentage points above 0 and up to 100, got {text!r}")
     return number
 
 

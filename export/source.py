@@ -100,12 +100,15 @@ def _with_files(source: Source, recipe: Recipe) -> Source:
 
 
 def with_calibration(source: Source, recipe: Recipe) -> Source:
-    """Make the calibration images part of a source's identity; code of the user's own has none.
+    """Make the calibration images, and what a budget is judged on, part of a source's identity.
+
+    Code of the user's own has none.
 
     Raises:
         ExportError: there is no such data, or too little of it.
     """
     from engineworks.calibration.images import SYNTHETIC, open_images
+    from engineworks.export.judge import data_digest
     from engineworks.runtime.errors import InputError
     from engineworks.runtime.manifest import Tensor
     from engineworks.runtime.preprocessing import Preprocessing
@@ -126,6 +129,8 @@ def with_calibration(source: Source, recipe: Recipe) -> Source:
         word = None
     if word and recipe.calib_cache is not None and Path(recipe.calib_cache).is_file():
         word += f", cache {digest_of(Path(recipe.calib_cache))}"
+    if word and recipe.data is not None:
+        word += f", data {data_digest(recipe.data)}"
     return replace(source, identity=source.identity and word and f"{source.identity}, calibration {word}")
 
 

@@ -20,7 +20,7 @@ from engineworks.runtime.compare import agreement, order
 from engineworks.runtime.crops import TEN, ten_crops
 from engineworks.runtime.dataset import Dataset, open_dataset
 from engineworks.runtime.errors import BackendError, BundleError, InputError
-from engineworks.runtime.intervals import mcnemar, wilson
+from engineworks.runtime.intervals import mcnemar, paired_difference, wilson
 from engineworks.runtime.loading import load
 from engineworks.runtime.preprocessing import preprocess
 from engineworks.runtime.session import Session
@@ -257,6 +257,7 @@ def paired(first: Evaluation, second: Evaluation) -> dict[str, Any]:
         raise InputError("the two bundles could read no picture in common. Nothing can be compared.")
     left, right = first.right[one], second.right[two]
     only_first, only_second = int((left & ~right).sum()), int((right & ~left).sum())
+    low, high = paired_difference(only_second, only_first, len(common))
     return {
         "pictures": len(common),
         "both_right": int((left & right).sum()),
@@ -265,6 +266,8 @@ def paired(first: Evaluation, second: Evaluation) -> dict[str, Any]:
         "both_wrong": int((~left & ~right).sum()),
         "same_answer": float((first.ranked[one, 0] == second.ranked[two, 0]).mean()),
         "difference_points": 100 * (only_second - only_first) / len(common),
+        "low_points": 100 * low,
+        "high_points": 100 * high,
         "p": mcnemar(only_first, only_second),
     }
 
@@ -282,7 +285,8 @@ def _lines(whole: dict[str, Any]) -> Iterator[str]:
             f"{p['only_second']:,}, none {p['both_wrong']:,}; the same answer to {p['same_answer']:.2%}",
         )
         sure = "a difference" if p["p"] < 0.05 else "no difference that these pictures show"
-        yield _row("top-1", f"{p['difference_points']:+.2f} points, p = {p['p']:.3g} (McNemar, exact): {sure}")
+        points = f"{p['difference_points']:+.2f} points (95 %: {p['low_points']:+.2f} to {p['high_points']:+.2f})"
+        yield _row("top-1", f"{points}, p = {p['p']:.3g} (McNemar, exact): {sure}")
 
 
 def _bundle_lines(report: dict[str, Any]) -> Iterator[str]:

@@ -46,3 +46,44 @@ def _tail_by_logarithms(total: int, fewer: int) -> float:
     largest = max(logs)
     total_log = largest + math.log(sum(math.exp(value - largest) for value in logs)) + (1 - total) * math.log(2)
     return math.exp(min(total_log, 0.0))
+
+
+def paired_difference(lost: int, gained: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of a fall in a share, both shares taken of the same pictures (Tango's score interval).
+
+    Args:
+        lost: pictures that the first alone got right; 0 or more.
+        gained: pictures that the second alone got right; 0 or more.
+        total: all pictures, those on which both agree among them; 1 or more.
+
+    Returns:
+        The lower and the upper end of (lost − gained) / total, in [−1, 1].
+
+    The ends are the falls that a score test of the pairs would just not refuse (Tango, Statistics in Medicine 17, 1998,
+    page 891). It holds for few pairs, where the usual interval has no width at all: n pictures without a change still
+    leave z² / (n + z²). Where nothing is gained the upper end is that of ``wilson`` for the share that was lost.
+    """
+    return -_upper_end(gained, lost, total), _upper_end(lost, gained, total)
+
+
+def _upper_end(lost: int, gained: int, total: int) -> float:
+    """Find the largest fall that the score test does not refuse, by halving: its statistic falls all the way."""
+    low, high = (lost - gained) / total, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _score(lost, gained, total, middle) > -_Z95 else (low, middle)
+    return high
+
+
+def _score(lost: int, gained: int, total: int, fall: float) -> float:
+    """Return how many standard errors the fall that was seen lies above a supposed one, 0 or less if it lies below.
+
+    ``gain`` is the likeliest share of gained pictures under that fall: the root of a quadratic (Tango, equation 10).
+    """
+    square = 2 * total
+    slope = (2 * total - lost + gained) * fall - lost - gained
+    constant = -gained * fall * (1 - fall)
+    gain = (math.sqrt(max(slope**2 - 4 * square * constant, 0.0)) - slope) / (2 * square)
+    variance = total * (2 * gain + fall * (1 - fall))
+    seen = lost - gained - total * fall
+    return seen / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, seen) if seen else 0.0

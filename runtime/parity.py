@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from engineworks.runtime.backend import ENGINES, BackendSession, open_bundle_ses
 from engineworks.runtime.bundle import GRAPH, REFERENCE, Bundle
 from engineworks.runtime.compare import Agreement, Floats, agreement, order
 from engineworks.runtime.errors import BackendError, BundleError
-from engineworks.runtime.manifest import Rung
+from engineworks.runtime.manifest import Rung, Scores
 from engineworks.runtime.protocol import Array, Device
 from engineworks.runtime.relations import Relation, relations
 
@@ -39,8 +39,21 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One output at the usual batch, held against the rung before this one; figures alone, for nothing is required."""
+
+    before: str
+    output: str
+    batch: int
+    figures: Agreement
+
+
+@dataclass(frozen=True)
 class Checked:
-    """What one backend answered; ``problem`` says why it did not run, where it did not."""
+    """What one rung answered, a backend with its graph; ``problem`` says why it did not run, where it did not.
+
+    ``steps`` hold it against the rung that ran before it, where there is one.
+    """
 
     backend: str
     problem: str = ""
@@ -48,6 +61,7 @@ class Checked:
     relations: tuple[Relation, ...] = ()
     required_db: float = 0.0
     """The least for a relation: two answers to one row may differ as each does from the truth, and by a bit more."""
+    steps: tuple[Step, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -57,7 +71,10 @@ class Checked:
 
 
 def check_bundle(bundle: Bundle, device: Device = "auto") -> Iterator[Checked]:
-    """Compare every backend that runs here with the original's stored answers, and with itself.
+    """Compare every backend that runs here with the original's stored answers, with the one before, and with itself.
+
+    The graph comes first, on the CPU, and the engines last: rung by rung, as they were made. Where the CPU has a graph
+    of its own, it runs ``model.onnx``, too, if it can.
 
     Args:
         bundle: an opened bundle.
@@ -67,34 +84,43 @@ def check_bundle(bundle: Bundle, device: Device = "auto") -> Iterator[Checked]:
         BundleError: a file is damaged or edited, or holds no reference.
         BackendError: no backend runs here at all.
     """
-    stored = _reference(bundle)
-    ran = False
-    for name, asked, where in _backends(bundle, device):
+    stored = stored_reference(bundle)
+    before: _Rung | None = None
+    for name, asked, where, made in _backends(bundle, device):
         try:
-            session = open_bundle_session(bundle, device=where, backend=asked, strict=where != "cpu")
+            session = open_bundle_session(made, device=where, backend=asked, strict=where != "cpu")
         except BackendError as error:
             yield Checked(name, str(error))
             continue
         try:
-            yield _checked(bundle, session, stored)
-            ran = True
+            rung = _Rung(name, made, session, stored)
+            yield rung.checked(before)
+            before = rung
         finally:
             session.close()
-    if not ran:
+    if before is None:
         raise BackendError(f"bundle {bundle.path.name}: no backend runs it here; each says above why.")
 
 
-def _backends(bundle: Bundle, device: Device) -> Iterator[tuple[str, Any, Device]]:
+def _backends(bundle: Bundle, device: Device) -> Iterator[tuple[str, Any, Device, Bundle]]:
     gpu: Device = "cuda" if device in {"auto", "cpu"} else device
-    if device != "cpu":
-        made = {record.flavour for record in bundle.manifest.engines}
-        yield from ((flavour, flavour, gpu) for flavour in ENGINES if flavour in made)
-        yield "onnxruntime-cuda", "onnxruntime", gpu
     if device in {"auto", "cpu"}:
-        yield "onnxruntime-cpu", "onnxruntime", "cpu"
+        if bundle.manifest.precision.asked == "int8" and bundle.manifest.graph.get("cpu", GRAPH) != GRAPH:
+            graph = {key: value for key, value in bundle.manifest.graph.items() if key != "cpu"}
+            yield f"{GRAPH} on cpu", "onnxruntime", "cpu", Bundle(bundle.path, replace(bundle.manifest, graph=graph))
+        yield "onnxruntime-cpu", "onnxruntime", "cpu", bundle
+    if device != "cpu":
+        yield "onnxruntime-cuda", "onnxruntime", gpu, bundle
+        made = {record.flavour for record in bundle.manifest.engines}
+        yield from ((flavour, flavour, gpu, bundle) for flavour in ENGINES if flavour in made)
 
 
-def _reference(bundle: Bundle) -> dict[str, Array]:
+def stored_reference(bundle: Bundle) -> dict[str, Array]:
+    """Return the stored inputs and the original's answers: ``input:NAME`` and ``output:NAME`` → rows.
+
+    Raises:
+        BundleError: the file is damaged, or holds something else.
+    """
     with np.load(io.BytesIO(bundle.read(REFERENCE)), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     wanted = {f"input:{t.name}" for t in bundle.manifest.inputs} | {f"output:{t.name}" for t in bundle.manifest.outputs}
@@ -103,20 +129,43 @@ def _reference(bundle: Bundle) -> dict[str, Array]:
     return arrays
 
 
-def _checked(bundle: Bundle, session: BackendSession, stored: Mapping[str, Array]) -> Checked:
+class _Rung:
+    """One backend with its graph, and what it answers at each batch size: (output, rows) → answers."""
+
+    def __init__(self, name: str, bundle: Bundle, session: BackendSession, stored: Mapping[str, Array]) -> None:
+        self.name, self.answers = name, dict[tuple[str, int], Floats]()
+        self._bundle, self._session, self._stored = bundle, session, stored
+
+    def checked(self, before: "_Rung | None") -> Checked:
+        """Run it and compare."""
+        found = _checked(self._bundle, self._session, self._stored, self.answers)
+        return replace(found, backend=self.name, steps=tuple(self._steps(before)) if before is not None else ())
+
+    def _steps(self, before: "_Rung") -> Iterator[Step]:
+        manifest = self._bundle.manifest
+        for tensor in manifest.outputs:
+            key = tensor.name, manifest.batch.opt
+            if np.isfinite(before.answers[key]).all():
+                yield Step(before.name, *key, agreement(before.answers[key], self.answers[key], manifest.scores))
+
+
+def _checked(
+    bundle: Bundle, session: BackendSession, stored: Mapping[str, Array], kept: dict[tuple[str, int], Floats]
+) -> Checked:
+    """Hold a session against the original and itself; ``kept`` is given its answers."""
     manifest = bundle.manifest
     names = [tensor.name for tensor in manifest.outputs]
-    rungs = _rungs(bundle, session.backend.name)
-    rounded = session.backend.name in ENGINES and any("TF32" in note for note in manifest.notes)
-    lost = TF32_DB * rounded
+    rungs = rungs_of(bundle, session.backend.name)
+    lost = lost_to_tf32(bundle, session)
     found: list[Compared] = []
     for size in sorted({manifest.batch.min, manifest.batch.opt, manifest.batch.max}):
         answers = session.run(_rows(bundle, stored, size), names)
         for tensor, answer in zip(manifest.outputs, answers, strict=True):
             truth: Floats = _cut(stored[f"output:{tensor.name}"], size).astype(np.float64)
-            got: Floats = np.asarray(answer, np.float64)
+            got: Floats = np.array(answer, np.float64)
+            kept[tensor.name, size] = got
             least = rungs[(tensor.name, size)].required_db - lost
-            flips = tuple(_flips(truth, got, manifest.scores))
+            flips = tuple(flips_of(truth, got, manifest.scores))
             found.append(Compared(tensor.name, size, agreement(truth, got, manifest.scores), least, flips))
     batch = max(manifest.batch.min, min(manifest.batch.max, max(manifest.batch.opt, 2)))
     related: tuple[Relation, ...] = ()
@@ -127,6 +176,11 @@ def _checked(bundle: Bundle, session: BackendSession, stored: Mapping[str, Array
     return Checked(session.backend.name, "", tuple(found), related, near)
 
 
+def lost_to_tf32(bundle: Bundle, session: BackendSession) -> float:
+    """Return the decibels by which an engine may miss its graph's figures: where noted, it may compute in TF32."""
+    return TF32_DB * (session.backend.name in ENGINES and any("TF32" in note for note in bundle.manifest.notes))
+
+
 def _rows(bundle: Bundle, stored: Mapping[str, Array], size: int) -> dict[str, Array]:
     return {tensor.name: _cut(stored[f"input:{tensor.name}"], size) for tensor in bundle.manifest.inputs}
 
@@ -135,7 +189,7 @@ def _cut(rows: Array, size: int) -> Array:
     return np.ascontiguousarray(rows[np.arange(size) % len(rows)])
 
 
-def _rungs(bundle: Bundle, backend: str) -> dict[tuple[str, int], Rung]:
+def rungs_of(bundle: Bundle, backend: str) -> dict[tuple[str, int], Rung]:
     """Return for each output and batch size the rung of the graph that this backend runs."""
     manifest = bundle.manifest
     asked, twin = manifest.precision.asked, manifest.graph.get("cpu", GRAPH) != GRAPH
@@ -147,7 +201,7 @@ def _rungs(bundle: Bundle, backend: str) -> dict[tuple[str, int], Rung]:
     return found
 
 
-def _flips(truth: Floats, got: Floats, scores: Any) -> Iterator[str]:
+def flips_of(truth: Floats, got: Floats, scores: Scores) -> Iterator[str]:
     """Say of each row whose winner is another whether it stood out by more than the row's own difference."""
     if truth.ndim != 2 or truth.shape[1] < 2 or not np.isfinite(got).all():
         return

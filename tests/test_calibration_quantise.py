@@ -8,7 +8,7 @@ from onnx import TensorProto, checker, helper, numpy_helper
 
 from engineworks.calibration.lint import lint
 from engineworks.calibration.placement import place
-from engineworks.calibration.quantise import Measured, quantise
+from engineworks.calibration.quantise import Measured, layer_noise, quantise
 from engineworks.calibration.walk import run_all
 from engineworks.runtime.compare import sqnr
 from engineworks.runtime.errors import ExportError
@@ -174,6 +174,7 @@ def test_progress_is_told_by_phase() -> None:
     [
         ({"quality": "best"}, r"expected a quality of fast, normal, high and a share of 0 to 1, got 'best' and 0\.01"),
         ({"fp16_share": 2.0}, r"got 'normal' and 2\.0"),
+        ({"fp16_share": ("stem", "gone")}, "no int8 layer of this network is called gone"),
         ({"method": "entropy"}, r"ranges 'entropy': expected auto or one of minmax, half"),
     ],
 )
@@ -193,3 +194,29 @@ def test_a_network_that_int8_does_not_suit_is_refused() -> None:
     plain.graph.node.append(node("Flatten", "x", "scores"))
     with pytest.raises(ExportError, match="no layer of this network suits int8"):
         quantise(plain, CALIBRATION, MEASURED)
+
+
+@pytest.mark.parametrize("quality", ["fast", "normal", "high"])
+def test_the_layers_named_are_left_out_and_no_others(quality: Any) -> None:
+    made = quantise(MODEL, CALIBRATION, MEASURED, quality=quality, fp16_share=("scores", "stem"))
+    assert made.left_out == ("stem", "scores")
+    costs = {"stem": 144 * 16 * 27, "up": 144 * 32 * 16, "deep": 144 * 32 * 9, "down": 144 * 16 * 32, "scores": 160}
+    assert made.fp16_share == pytest.approx((costs["stem"] + costs["scores"]) / sum(costs.values()))
+    int8 = {one.node for one in made.decisions if one.role == "weight" and one.quantised}
+    assert int8 == {"up", "deep", "down"}
+    checker.check_model(made.model, full_check=True)
+    assert lint(made.model) == []
+    whole = quantise(MODEL, CALIBRATION, MEASURED, quality=quality, fp16_share=())
+    assert whole.left_out == () and decibels(made) > decibels(whole)
+
+
+@pytest.mark.parametrize("quality", ["fast", "normal"])
+def test_the_noise_of_each_layer_alone_is_told_in_the_graphs_order(quality: Any) -> None:
+    noise = layer_noise(MODEL, CALIBRATION, MEASURED, "minmax", quality=quality)
+    assert list(noise) == ["stem", "up", "deep", "down", "scores"]
+    quiet, *_, loud = sorted(noise, key=lambda name: noise[name])
+    kept = [
+        decibels(quantise(MODEL, CALIBRATION, MEASURED, method="minmax", quality=quality, fp16_share=(name,)))
+        for name in (quiet, loud)
+    ]
+    assert kept[1] > kept[0], "leaving the loudest layer out helps more than leaving the quietest"

@@ -62,7 +62,7 @@ def test_the_text_is_the_format_that_readers_know() -> None:
     assert content["tensors"]["b"] == plain
     assert set(content) == {
         "schema", "digest", "method", "tensors", "graph", "images", "description", "count", "every", "preprocessing",
-        "left", "tools", "chosen", "decisions", "steps",
+        "left", "tools", "chosen", "decisions", "steps", "budget",
     }  # fmt: skip
     assert dump_calibration(MADE).endswith(b"}\n")
 

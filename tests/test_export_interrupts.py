@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from engineworks.export.interrupts import interrupts_held_back
+from engineworks.export.interrupts import first_interrupt_asks, interrupts_held_back
 
 
 def test_an_interrupt_is_raised_at_the_end_and_not_within() -> None:
@@ -48,3 +48,33 @@ def test_another_thread_leaves_the_process_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+def test_the_first_interrupt_is_noted_and_the_second_raised() -> None:
+    before, reached = signal.getsignal(signal.SIGINT), list[bool]()
+
+    def press() -> None:
+        with first_interrupt_asks() as asked:
+            reached.append(asked())
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append(asked())
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append(asked())
+
+    with pytest.raises(KeyboardInterrupt):
+        press()
+    assert reached == [False, True]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_in_another_thread_no_interrupt_is_noted_and_the_process_left_alone() -> None:
+    seen = []
+
+    def work() -> None:
+        with first_interrupt_asks() as asked:
+            seen.append((asked(), signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, signal.getsignal(signal.SIGINT))]

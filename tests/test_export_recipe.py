@@ -10,7 +10,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engineworks.export.inputs import InputSpec
-from engineworks.export.recipe import Recipe, parse_batch, parse_model_arg, parse_numbers, parse_resize, parse_share
+from engineworks.export.recipe import (
+    Recipe,
+    parse_batch,
+    parse_model_arg,
+    parse_numbers,
+    parse_points,
+    parse_resize,
+    parse_share,
+)
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import Batch
 
@@ -106,8 +114,12 @@ def test_every_calibration_field_stands_in_the_record_of_int8_alone() -> None:
     }  # fmt: skip
     for name, value in changes.items():
         assert replace(plain, **{name: value}).to_json() != plain.to_json(), name
-    assert set(plain.to_json()) == {*Recipe("net").to_json(), *changes}
+    budget = replace(plain, max_drop=0.5, data="/home/someone/labelled")
+    assert set(plain.to_json()) == {*Recipe("net").to_json(), *changes, "max_drop", "data"}
     assert plain.to_json()["calib_data"] == "photos"
+    assert (budget.to_json()["max_drop"], budget.to_json()["data"]) == (0.5, "labelled")
+    assert "fp16_share" not in budget.to_json(), "with a budget nothing reads it"
+    assert replace(budget, max_drop=0.6).to_json() != budget.to_json()
 
 
 @pytest.mark.parametrize(
@@ -120,12 +132,37 @@ def test_every_calibration_field_stands_in_the_record_of_int8_alone() -> None:
         ({"precision": "int8", "calib_data": "x", "fp16_share": 1.5}, "--fp16-share: expected 0 to 1, or 0% to 100%"),
         ({"precision": "int8", "calib_data": "x", "quality": "best"}, "quality: expected one of fast, normal, high"),
         ({"precision": "int8", "calib_data": "x", "calib_method": "kl"}, "calib_method: expected one of auto, minmax"),
+        ({"precision": "fp16", "max_drop": 0.5}, "--max-drop is for --int8 alone"),
+        ({"precision": "fp32", "data": "x"}, "--data is for --int8 alone"),
+        ({"precision": "int8", "calib_data": "x", "data": "y"}, "--data is what --max-drop is judged on; pass both"),
+        ({"precision": "int8", "calib_data": "x", "max_drop": 0.0}, "--max-drop: expected points above 0 and up to"),
+        ({"precision": "int8", "calib_data": "x", "max_drop": 101.0}, "--max-drop: expected points above 0 and up to"),
+        ({"precision": "int8", "calib_data": "x", "max_drop": float("nan")}, "--max-drop: expected points above 0"),
+        (
+            {"precision": "int8", "calib_data": "synthetic", "max_drop": 20.0},
+            "--max-drop: agreement on made-up images proves nothing",
+        ),
+        (
+            {"precision": "int8", "calib_data": "x", "max_drop": 1.0, "fp16_share": 0.0},
+            "--max-drop and --fp16-share contradict each other",
+        ),
         ({"precision": "int8", "calib_data": "x", "opset": 18}, "--opset 18 and --int8: expected an opset of 19 to 23"),
     ],
 )
 def test_calibration_that_makes_no_sense_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ExportError, match=message):
         Recipe("lenet5", **wrong)
+
+
+@pytest.mark.parametrize(("text", "points"), [("0.5", 0.5), ("0.5%", 0.5), ("100", 100.0), ("1e-3", 0.001)])
+def test_points_are_read(text: str, points: float) -> None:
+    assert parse_points(text) == points
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "101", "nan", "inf", "half", "", "%", "0.5%%"])
+def test_points_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"points above 0|could not convert"):
+        parse_points(text)
 
 
 @pytest.mark.parametrize(("text", "share"), [("1%", 0.01), ("0.01", 0.01), ("0", 0.0), ("100%", 1.0), ("12.5%", 0.125)])

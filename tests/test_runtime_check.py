@@ -33,7 +33,10 @@ def changed(folder: Path, manifest: Callable[[Any], Any] = lambda m: m, **files:
 def test_the_golden_bundle_agrees_here_and_holds_every_relation(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(GOLDEN), "--device", "cpu"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in out] == ["agrees:"] * 3 + ["permutation", "duplicates", "neighbours", "split"]
+    made = [line for line in out if line.startswith("when it was made")]
+    assert [line.split()[4] for line in made] == ["onnx-fp32", "onnx-fp16"], "the rungs below, as they were recorded"
+    words = [line.split()[1] for line in out[len(made) :]]
+    assert words == ["agrees:"] * 3 + ["permutation", "duplicates", "neighbours", "split"]
     assert all("FAILS" not in line for line in out)
 
 
@@ -92,10 +95,10 @@ def test_a_winner_that_changed_is_told_with_its_margin(tmp_path: Path) -> None:
 
 
 def test_a_near_tie_is_told_from_a_fault() -> None:
-    from engineworks.runtime.parity import _flips
+    from engineworks.runtime.parity import flips_of
 
     truth = np.array([[1.0, 1.01, 0.0], [1.0, 3.0, 0.0]])
-    near, far = _flips(truth, np.array([[1.01, 1.0, 0.0], [2.0, 1.9, 0.0]]), "logits")
+    near, far = flips_of(truth, np.array([[1.01, 1.0, 0.0], [2.0, 1.9, 0.0]]), "logits")
     assert "a near tie that the difference explains" in near
     assert "row 1: class 1 became 0" in far
 
@@ -123,3 +126,35 @@ def test_it_runs_without_torch_and_onnx_and_by_its_module(tmp_path: Path) -> Non
     )
     made = subprocess.run([sys.executable, "-c", code, str(GOLDEN)], capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
+
+
+def two_graphs(folder: Path, change: Callable[[bytes], bytes] = lambda content: content) -> Any:
+    """The golden bundle as if INT8: a second graph for CPUs, held to rungs of its own."""
+    golden = open_bundle(GOLDEN)
+    fp16 = [rung for rung in golden.manifest.parity if rung.candidate == "onnx-fp16"]
+    rungs = [replace(rung, candidate=name) for rung in fp16 for name in ("onnx-int8", "onnx-int8-cpu")]
+    manifest = replace(
+        golden.manifest, precision=replace(golden.manifest.precision, asked="int8"), parity=tuple(rungs),
+        graph={**golden.manifest.graph, "cpu": "cpu.onnx"},
+    )  # fmt: skip
+    content = {name: golden.read(name) for name in golden.manifest.files}
+    return write_bundle(folder / "int8", manifest, content | {"cpu.onnx": change(content["model.onnx"])})
+
+
+def test_each_rung_is_held_against_the_one_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = two_graphs(tmp_path)
+    first, second = check_bundle(bundle, "cpu")
+    assert (first.backend, second.backend) == ("model.onnx on cpu", "onnxruntime-cpu")
+    assert first.steps == ()
+    (step,) = second.steps
+    assert (step.before, step.output, step.batch, step.figures.max_abs) == ("model.onnx on cpu", "output", 8, 0.0)
+    assert main([str(bundle.path), "--device", "cpu"]) == 0
+    assert (
+        "onnxruntime-cpu    against model.onnx on cpu: output, batch 8: equal, bit for bit" in capsys.readouterr().out
+    )
+
+
+def test_a_fault_of_one_rung_is_told_of_that_one_alone(tmp_path: Path) -> None:
+    first, second = check_bundle(two_graphs(tmp_path, lowered), "cpu")
+    assert first.passed and not second.passed
+    assert second.steps[0].figures.sqnr_db < 50  # FP16's own noise is at 70

@@ -186,6 +186,8 @@ def evaluation(ranked: list[int], truth: list[int], places: list[int] | None = N
 
 def test_a_paired_test_counts_what_only_one_got_right() -> None:
     found = paired(evaluation([0, 0, 0, 1], [0, 0, 1, 0]), evaluation([0, 1, 1, 1], [0, 0, 1, 0]))
+    low, high = found.pop("low_points"), found.pop("high_points")
+    assert -100 < low < 0 < high < 100 and low == pytest.approx(-high)
     assert found == {
         "pictures": 4,
         "both_right": 1,
@@ -216,7 +218,7 @@ def test_two_bundles_stand_side_by_side(
     assert main(["--device", "cpu", "--data", str(data), str(whole), str(other)]) == 0
     out = capsys.readouterr().out
     assert "four-fp16 against four-fp16, 12 pictures" in out
-    assert "-75.00 points, p = 0.0117 (McNemar, exact): a difference" in out
+    assert "-75.00 points (95 %: -93.08 to -22.80), p = 0.0117 (McNemar, exact): a difference" in out
 
 
 def test_three_bundles_are_wrong_usage(whole: Path, data: Path) -> None:

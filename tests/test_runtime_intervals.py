@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineworks.runtime.intervals import mcnemar, wilson
+from engineworks.runtime.intervals import mcnemar, paired_difference, wilson
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,56 @@ def test_mcnemar_of_many_pictures_goes_on_where_exact_numbers_get_too_long(diffe
     few, many = (mcnemar(total // 2 - difference // 2, total - total // 2 + difference // 2) for total in (998, 1002))
     assert many == pytest.approx(few, rel=0.3)
     assert 0 <= mcnemar(100, 60_000) < 1e-300 or mcnemar(100, 60_000) == 0
+
+
+def likeliest(lost: int, gained: int, total: int, fall: float) -> float:
+    """The share of gained pictures that makes the counts likeliest under a fall, by golden search."""
+
+    def unlikely(gain: float) -> float:
+        parts = ((lost, gain + fall), (gained, gain), (total - lost - gained, 1 - 2 * gain - fall))
+        return -sum(number * math.log(max(share, 1e-300)) for number, share in parts if number)
+
+    low, high = max(0.0, -fall), (1 - fall) / 2
+    for _ in range(200):
+        first, second = low + 0.382 * (high - low), low + 0.618 * (high - low)
+        low, high = (low, second) if unlikely(first) < unlikely(second) else (first, high)
+    return (low + high) / 2
+
+
+@given(st.integers(1, 300), st.data())
+def test_each_end_of_a_paired_interval_is_a_fall_that_the_score_test_just_bears(
+    total: int, data: st.DataObject
+) -> None:
+    lost = data.draw(st.integers(0, total))
+    gained = data.draw(st.integers(0, total - lost))
+    low, high = paired_difference(lost, gained, total)
+    assert -1 <= low <= (lost - gained) / total <= high <= 1
+    for end, sign in ((low, 1), (high, -1)):
+        if abs(end) < 1 - 1e-9:
+            gain = likeliest(lost, gained, total, end)
+            deviation = math.sqrt(total * (2 * gain + end * (1 - end)))
+            assert (lost - gained - total * end) / deviation == pytest.approx(sign * 1.959964, abs=2e-3)  # the search's
+
+
+def test_the_paired_interval_covers_the_truth_as_often_as_it_says() -> None:
+    """Every outcome of 30 pictures, weighted by its chance."""
+    for lose, gain in ((0.1, 0.1), (0.05, 0.02), (0.3, 0.2)):
+        covered = 0.0
+        for lost in range(31):
+            for gained in range(31 - lost):
+                ways = math.comb(30, lost) * math.comb(30 - lost, gained)
+                chance = ways * lose**lost * gain**gained * (1 - lose - gain) ** (30 - lost - gained)
+                low, high = paired_difference(lost, gained, 30)
+                covered += chance * (low <= lose - gain <= high)
+        assert 0.94 < covered < 0.99  # so few pairs come in steps; a score interval errs on the wide side
+
+
+@given(st.integers(1, 5000), st.data())
+def test_where_nothing_is_gained_the_upper_end_is_wilsons_and_swapping_turns_the_interval(
+    total: int, data: st.DataObject
+) -> None:
+    lost = data.draw(st.integers(0, total))
+    gained = data.draw(st.integers(0, total - lost))
+    assert paired_difference(lost, 0, total)[1] == pytest.approx(wilson(lost, total)[1], abs=1e-9)
+    low, high = paired_difference(lost, gained, total)
+    assert paired_difference(gained, lost, total) == pytest.approx((-high, -low), abs=1e-12)
