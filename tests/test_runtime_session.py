@@ -773,8 +773,8 @@ caught = 0
 deadline = time.monotonic() + 20
 for round in range(40):
     timer = threading.Timer(0.002 + 0.0005 * round, lambda: signal.pthread_kill(main, signal.SIGINT))
-    timer.start()
     try:
+        timer.start()  # in here: on a busy machine it fires before start() has returned
         while time.monotonic() < deadline:
             model.infer(x) if round % 2 else model.submit(x).result(20)
     except KeyboardInterrupt:
