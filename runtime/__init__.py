@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from engineworks.runtime.errors import (
         BackendError,
         BundleError,
+        CudaError,
         DeadlineError,
         EngineError,
         EngineworksError,
@@ -75,6 +76,7 @@ __all__ = [
     "BackendError",
     "Bundle",
     "BundleError",
+    "CudaError",
     "DeadlineError",
     "EngineError",
     "EngineworksError",
@@ -103,6 +105,7 @@ _HOMES = {
     "errors": (
         "BackendError",
         "BundleError",
+        "CudaError",
         "DeadlineError",
         "EngineError",
         "EngineworksError",
