@@ -757,7 +757,7 @@ def test_running_out_of_memory_while_loading_is_our_own_error(bundle: Path, monk
     def full(*given: Any, **more: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr("engineworks.runtime.loading.open_session", full)
+    monkeypatch.setattr("engineworks.runtime.backend.open_session", full)
     with pytest.raises(BackendError, match=r"^bundle four-fp16: out of memory while it was opened\. Free some\.$"):
         load(bundle)
 
