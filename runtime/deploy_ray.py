@@ -11,9 +11,9 @@ from engineworks.runtime.deploy_kserve import ONE_GPU, Scale
 from engineworks.runtime.deploy_triton import batches
 from engineworks.runtime.errors import BundleError
 from engineworks.runtime.manifest import Manifest
-from engineworks.runtime.ray_app import IMPORT_PATH
 
 LOOPBACK = "127.0.0.1"
+IMPORT_PATH = "engineworks.runtime.ray_app:build"
 _PORT = 8000
 _QUEUE = 1024  # requests that may wait in each proxy before Ray answers 503, as in runtime.load
 _FINISH = 60  # seconds for what is under way when a replica is taken away, as in serve-model

@@ -22,7 +22,6 @@ from engineworks.runtime.serve_limits import Limits
 from engineworks.runtime.serve_model import Opening, Outcome, Served, open_served
 from engineworks.runtime.serve_models import Models
 
-IMPORT_PATH = "engineworks.runtime.ray_app:build"
 _THREADS = 4
 _NEEDED = ("ray", "orjson", "prometheus_client")
 _KINDS: dict[str, Callable[[Any], Any]] = {

@@ -111,7 +111,9 @@ def main(config: Path) -> dict[str, Any]:
         )
         _wait(lambda: _running(address) == 2)
         report: dict[str, Any] = {"seconds until ready": round(time.monotonic() - began, 1)}
-        return report | _play(f"http://127.0.0.1:{port}", address, node, Path(folder, "session_latest", "logs"))
+        url = f"http://127.0.0.1:{port}"
+        report |= _play(url, address, node, Path(folder, "session_latest", "logs"))
+        return report | _update(url, address, config)
     finally:
         cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
@@ -159,6 +161,26 @@ def _play(url: str, address: str, node: Any, logs: Path) -> dict[str, Any]:
         **load.counts,
         "errors": dict(load.errors),
     }
+
+
+def _update(url: str, address: str, config: Path) -> dict[str, Any]:
+    """Deploy other settings under load: every replica is replaced, and no request is lost."""
+    infer, body = f"{url}/v2/models/{_model(url)['name']}/infer", _request(_model(url))
+    with urllib.request.urlopen(urllib.request.Request(infer, body), timeout=TIMEOUT) as answer:
+        right = answer.read()
+    before = {replica["pid"] for replica in _replicas(address)}
+    load = Load(infer, body, right)
+    config.write_text(config.read_text("utf-8").replace("threads: 1", "threads: 2"), "utf-8")
+    _deploy(config, address)
+    _wait(lambda: len({replica["pid"] for replica in _replicas(address)} - before) == 2 and _running(address) == 2)
+    time.sleep(1)
+    load.stop()
+    return {"sent during an update": load.counts["sent"], "failed during an update": load.counts["failed"]}
+
+
+def _deploy(config: Path, address: str) -> None:
+    serve = Path(sys.executable).with_name("serve")
+    subprocess.run([serve, "deploy", config, "--address", address], check=True, capture_output=True, timeout=SECONDS)
 
 
 def _model(url: str) -> Any:

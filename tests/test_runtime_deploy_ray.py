@@ -12,9 +12,9 @@ import pytest
 from engineworks import runtime
 from engineworks.runtime import BundleError
 from engineworks.runtime.deploy_kserve import Scale
-from engineworks.runtime.deploy_ray import ray_config
+from engineworks.runtime.deploy_ray import IMPORT_PATH, ray_config
 from engineworks.runtime.manifest import Batch
-from engineworks.runtime.ray_app import IMPORT_PATH, opening_of
+from engineworks.runtime.ray_app import build, opening_of
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 Make = Any
@@ -37,6 +37,10 @@ def schema_says(content: dict[str, Any]) -> str:
     command = [sys.executable, "-c", CHECK]
     done = subprocess.run(command, input=json.dumps(content), text=True, capture_output=True, check=False, timeout=60)
     return "" if done.returncode == 0 else done.stderr
+
+
+def test_the_import_path_leads_to_the_application() -> None:
+    assert f"{build.__module__}:{build.__name__}" == IMPORT_PATH
 
 
 def test_it_is_sized_by_the_bundles_largest_batch(manifest: runtime.Manifest) -> None:

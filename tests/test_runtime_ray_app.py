@@ -187,5 +187,6 @@ def test_a_killed_node_costs_what_was_in_flight_on_it_and_a_retry_answers_that(t
     assert failed <= told["callers"]
     assert told.get("answered by a retry", 0) == failed
     assert told["sent"] > told["sent before the kill"] + failed
+    assert told["sent during an update"] > 0 and told["failed during an update"] == 0
     # Ray's replicas speak to each other on a port of every address, whatever it is told; nothing else may
     assert {line.partition(" ")[0] for line in told["exposed"]} <= {"ray::ServeRepli"}
