@@ -116,7 +116,7 @@ def main(config: Path) -> dict[str, Any]:
         return report | _update(url, address, config)
     finally:
         cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(Path(folder))
 
 
 def _play(url: str, address: str, node: Any, logs: Path) -> dict[str, Any]:
@@ -275,6 +275,15 @@ def _exposed() -> list[str]:
             if fields[3] == "0A" and fields[9] in inodes and fields[1].partition(":")[0] not in loopback:
                 found.append(f"{inodes[fields[9]]} {int(fields[1].partition(':')[2], 16)}")
     return sorted(found)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder into which processes that are about to end may still write."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.25)
+        if not folder.exists():
+            return
 
 
 def _free_port() -> int:
