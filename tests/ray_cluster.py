@@ -84,7 +84,9 @@ class Load:
 
 def main(config: Path) -> dict[str, Any]:
     """Play it; return the counts."""
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: Ray's sockets lie below it, and their paths may have 107 signs
     os.environ |= {
+        "RAY_TMPDIR": folder,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",  # its port would be open to all
         "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",  # or the other node would have no request to lose
@@ -92,31 +94,29 @@ def main(config: Path) -> dict[str, Any]:
     }
     from ray.cluster_utils import Cluster
 
-    dashboard, port = _free_port(), _free_port()
-    head = {"num_cpus": 2, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": dashboard}
-    folder = tempfile.mkdtemp(prefix="ray-")  # short: Ray's sockets lie below it, and their paths may have 107 signs
-    head |= {"node_ip_address": "127.0.0.1", "temp_dir": folder}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = Cluster()
     try:
-        node = cluster.add_node(num_cpus=2, node_ip_address="127.0.0.1")
-        cluster.wait_for_nodes()
-        address = f"http://127.0.0.1:{dashboard}"
-        text = config.read_text("utf-8").replace("port: 8000", f"port: {port}")
-        # two nodes of one machine have one address between them, and so one proxy
-        config.write_text(text.replace("EveryNode", "HeadOnly"), "utf-8")
-        began = time.monotonic()
-        serve = Path(sys.executable).with_name("serve")
-        subprocess.run(
-            [serve, "deploy", config, "--address", address], check=True, capture_output=True, timeout=SECONDS
-        )
-        _wait(lambda: _running(address) == 2)
-        report: dict[str, Any] = {"seconds until ready": round(time.monotonic() - began, 1)}
-        url = f"http://127.0.0.1:{port}"
-        report |= _play(url, address, node, Path(folder, "session_latest", "logs"))
-        return report | _update(url, address, config)
+        return _run(cluster, config, Path(folder, "ray", "session_latest", "logs"))
     finally:
         cluster.shutdown()
         _remove(Path(folder))
+
+
+def _run(cluster: Any, config: Path, logs: Path) -> dict[str, Any]:
+    dashboard, port = _free_port(), _free_port()
+    address, url = f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{port}"
+    node = {"num_cpus": 2, "node_ip_address": "127.0.0.1"}
+    cluster.add_node(**node, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=dashboard)
+    other = cluster.add_node(**node)
+    cluster.wait_for_nodes()
+    # two nodes of one machine have one address between them, and so one proxy
+    text = config.read_text("utf-8").replace("port: 8000", f"port: {port}").replace("EveryNode", "HeadOnly")
+    config.write_text(text, "utf-8")
+    began = time.monotonic()
+    _deploy(config, address)
+    _wait(lambda: _running(address) == 2)
+    report = {"seconds until ready": round(time.monotonic() - began, 1)}
+    return report | _play(url, address, other, logs) | _update(url, address, config)
 
 
 def _play(url: str, address: str, node: Any, logs: Path) -> dict[str, Any]:
