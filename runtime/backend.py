@@ -52,12 +52,12 @@ _NAMES = ("auto", "onnxruntime", *ENGINES)
 
 
 def open_session(
-    graph: bytes,
+    graph: bytes | str,
     device: Device = "auto",
     *,
     strict: bool = False,
     threads: int = 0,
-    cpu_graph: bytes | None = None,
+    cpu_graph: bytes | str | None = None,
     optimise: Optimise = "all",
     weights: Mapping[str, npt.NDArray[Any]] = MappingProxyType({}),
     lean: bool = False,
@@ -65,7 +65,7 @@ def open_session(
     """Open a graph with ONNX Runtime: on CUDA where it truly loads, else on the CPU.
 
     Args:
-        graph: a serialised ONNX model.
+        graph: a serialised ONNX model, or the path of one.
         device: ``auto`` takes the best that works; ``cuda``, ``cuda:N`` and ``cpu`` take that one or fail.
         strict: with ``auto``, refuse to fall back to the CPU where a GPU is present.
         threads: CPU threads for one run; 0 lets ONNX Runtime choose.
@@ -94,8 +94,8 @@ def open_session(
 class _Graphs:
     """What ONNX Runtime is given: the graph, the one for the CPU, and how many threads it may use there."""
 
-    graph: bytes
-    on_cpu: bytes
+    graph: bytes | str
+    on_cpu: bytes | str
     threads: int
     optimise: Optimise = "all"
 

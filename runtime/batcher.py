@@ -29,6 +29,16 @@ Finish = Callable[[list[Array]], Any]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Ask:
+    """A request for ``submit_all``; its fields are the arguments of ``submit``."""
+
+    arrays: dict[str, Array]
+    rows: int
+    finish: Finish
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class _Request:
     arrays: dict[str, Array]
     rows: int
@@ -92,18 +102,30 @@ class Batcher:
         deadline = None if timeout is None else self._clock() + timeout
         request = _Request(arrays, rows, finish, deadline, Future())
         with self._lock:
-            if self._closed:
-                raise BackendError("submit: the session is closed. Load the bundle again.")
-            if len(self._queue) >= self._capacity:
-                self._drop_cancelled()
-            if len(self._queue) >= self._capacity:
-                self._tally.add("refused")
-                raise QueueFullError(f"submit: {self._capacity} requests wait already. Try again when some are done.")
-            self._ensure_worker()
+            self._admit(1)
             self._queue.append(request)
             self._change.notify()
         self._tally.add("submitted")
         return request.future
+
+    def submit_all(self, asked: Sequence[Ask]) -> "list[Future[Any]]":
+        """Queue requests that somebody has gathered already: all or none, and as one batch where they fit one.
+
+        Raises:
+            QueueFullError: not so many may wait; none was queued.
+            BackendError: as ``submit``.
+        """
+        now = self._clock()
+        requests = [
+            _Request(ask.arrays, ask.rows, ask.finish, None if ask.timeout is None else now + ask.timeout, Future())
+            for ask in asked
+        ]
+        with self._lock:
+            self._admit(len(requests))
+            self._queue.extend(requests)
+            self._change.notify()
+        self._tally.add("submitted", len(requests))
+        return [request.future for request in requests]
 
     def __len__(self) -> int:
         """Tell how many requests wait."""
@@ -127,6 +149,17 @@ class Batcher:
         self._closed, self._threads, self._queue = True, [], deque()
         self._lock = threading.Lock()
         self._change = threading.Condition(self._lock)
+
+    def _admit(self, count: int) -> None:
+        """See that so many more may wait, and that somebody is there to run them; the lock is held."""
+        if self._closed:
+            raise BackendError("submit: the session is closed. Load the bundle again.")
+        if len(self._queue) + count > self._capacity:
+            self._drop_cancelled()
+        if len(self._queue) + count > self._capacity:
+            self._tally.add("refused", count)
+            raise QueueFullError(f"submit: {self._capacity} requests wait already. Try again when some are done.")
+        self._ensure_worker()
 
     def _ensure_worker(self) -> None:
         """Start a worker where none is free and one more may be; a dead one is replaced."""

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from pathlib import Path, PurePosixPath
 
 from engineworks.runtime import manifest as manifests
 from engineworks.runtime.errors import BundleError
-from engineworks.runtime.files import new_folder
 from engineworks.runtime.manifest import FileRecord, Manifest
 
 MANIFEST = "manifest.json"
@@ -28,6 +26,7 @@ REFERENCE = "reference.npz"
 REPORT = "report.html"
 _NO_WAIT = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # a pipe in a file's place is refused, and not waited for
 _LARGEST_MANIFEST = 64 << 20
+_STEP = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,13 @@ class Bundle:
             raise BundleError(f"bundle {self.path.name}: {name} was written to while it was opened. Load it again.")
 
     def _digest(self, name: str, descriptor: int) -> str:
+        """Digest in large steps: after each the thread has to get Python's lock back, from whoever is importing."""
+        digest, room = hashlib.sha256(), memoryview(bytearray(_STEP))
         try:
             with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+                while count := file.readinto(room):
+                    digest.update(room[:count])
+                return digest.hexdigest()
         except OSError as error:
             raise BundleError(f"bundle {self.path.name}: cannot read {name} ({error.strerror}).") from error
 
@@ -139,6 +142,8 @@ def write_bundle(out: Path, manifest: Manifest, files: Mapping[str, bytes], *, f
         BundleError: ``out`` exists and ``force`` is not given, or is no bundle; a file's name is not a plain path
             inside the bundle; or the disk refused.
     """
+    from engineworks.runtime.files import new_folder
+
     for name in files:
         _check_name(out, name)
     records = {name: FileRecord(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
@@ -188,6 +193,8 @@ def _check_replaceable(out: Path, *, force: bool) -> None:
 
 def _try_folder(out: Path) -> None:
     """See whether a folder can be made beside ``out``: permissions do not tell (a full disk, /proc, root)."""
+    import tempfile
+
     tempfile.TemporaryDirectory(prefix=f".{out.name[:80]}.try-", dir=out.parent).cleanup()
 
 

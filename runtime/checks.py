@@ -99,22 +99,34 @@ def checked(rules: Contract, given: Mapping[str, Any]) -> tuple[dict[str, Array]
     Raises:
         InputError: a dtype, rank, shape or batch that does not fit, or NaN where it is refused.
     """
-    arrays, rows = dict[str, Array](), 0
+    arrays = dict[str, Array]()
     for spec in rules.specs:
-        name = spec.tensor.name
-        array = given[name]
-        if type(array) is not np.ndarray:
-            array = as_numpy(name, array, spec.wanted)
-        shape = array.shape
-        if array.dtype != spec.dtype or shape[1:] != spec.row or not (shape and spec.free_batch):
-            _check_array(spec, array)
-        arrays[name] = array
-        rows = shape[0] if shape else 1
-    if len(arrays) > 1 or not rules.smallest <= rows <= rules.largest:
-        _check_batch(rules, arrays)
+        array = given[spec.tensor.name]
+        arrays[spec.tensor.name] = (
+            array if type(array) is np.ndarray else as_numpy(spec.tensor.name, array, spec.wanted)
+        )
+    rows = fitting(rules, arrays)
     if rules.nan == "refuse":
         _check_finite(arrays)
     return {name: a if a.flags.c_contiguous else np.ascontiguousarray(a) for name, a in arrays.items()}, rows
+
+
+def fitting(rules: Contract, arrays: Mapping[str, Array]) -> int:
+    """Return the number of rows of arrays whose dtypes and shapes fit; nothing else of them is looked at.
+
+    Raises:
+        InputError: a dtype, rank, shape or batch that does not fit.
+    """
+    rows = 0
+    for spec in rules.specs:
+        array = arrays[spec.tensor.name]
+        shape = array.shape
+        if array.dtype != spec.dtype or shape[1:] != spec.row or not (shape and spec.free_batch):
+            _check_array(spec, array)
+        rows = shape[0] if shape else 1
+    if len(arrays) > 1 or not rules.smallest <= rows <= rules.largest:
+        _check_batch(rules, arrays)
+    return rows
 
 
 def check_row(spec: Spec, number: int, row: Array) -> None:

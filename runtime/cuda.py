@@ -10,17 +10,16 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from engineworks.runtime.errors import BackendError
+from engineworks.runtime.errors import BackendError, CudaError
 
 LIBRARY = "libcuda.so.1"
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # cuda.h, CUdevice_attribute
 _NON_BLOCKING = 1  # CUstream_flags: the stream does not wait for the legacy default stream
 _DISABLE_TIMING = 2  # CUevent_flags
 _THREAD_LOCAL = 1  # CUstreamCaptureMode: other threads go on as they like
-_OUT_OF_MEMORY = 2  # CUresult
 _POINTER_DEVICE = 9  # CUpointer_attribute
 
 PROTOTYPES: dict[str, tuple[Any, ...]] = {
@@ -55,27 +54,20 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
 }
 
 
-class CudaError(BackendError):
-    """The driver refused a call; ``status`` is its number. Most of them mean that the GPU's context is lost."""
-
-    def __init__(self, function: str, status: int, words: str) -> None:
-        super().__init__(f"{function}: {words} (CUDA error {status})")
-        self.function, self.status = function, status
-
-    @property
-    def is_passing(self) -> bool:
-        """Whether only this call failed, for want of memory; anything else may have spoilt what the GPU holds."""
-        return self.status == _OUT_OF_MEMORY and self.function in {"cuMemAlloc_v2", "cuMemAllocHost_v2"}
-
-
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: its ``target`` such as ``sm89`` and its name; or ``target`` None and the ``problem``."""
+    """One GPU: its ``target`` such as ``sm89``, name and memory; or ``target`` None and the ``problem``."""
 
     target: str | None
     problem: str = ""
     name: str = ""
     index: int = 0
+    memory_mib: int = field(default=0, compare=False)
+
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """Its compute capability, such as (8, 9)."""
+        return (int(self.target[2:-1]), int(self.target[-1])) if self.target else None
 
 
 @dataclass(frozen=True)
@@ -94,12 +86,12 @@ def probe_gpus() -> Gpus:
     except OSError as error:
         absent = "cannot open shared object" in str(error) or LIBRARY not in str(error)
         return Gpus((), None, f"no NVIDIA driver ({LIBRARY} {'is not found' if absent else f'does not load: {error}'})")
-    status = library.cuInit(0)
-    if status:
-        return Gpus((), None, f"the NVIDIA driver finds no usable GPU (cuInit gave error {status})")
     version, count = c_int(), c_int()
     status = library.cuDriverGetVersion(byref(version))
     served = None if status else f"{version.value // 1000}.{version.value % 1000 // 10}"
+    status = library.cuInit(0)
+    if status:
+        return Gpus((), served, f"the NVIDIA driver finds no usable GPU (cuInit gave error {status})")
     status = library.cuDeviceGetCount(byref(count))
     if status or not count.value:
         shown = 0 if status else count.value
@@ -127,8 +119,11 @@ def _describe(library: Any, index: int) -> Gpu:
         return Gpu(
             None, f"the NVIDIA driver does not tell GPU {index}'s compute capability (error {status})", "", index
         )
+    memory = c_size_t()
     library.cuDeviceGetName(name, len(name), device)
-    return Gpu(f"sm{major.value}{minor.value}", "", name.value.decode(errors="replace"), index)
+    library.cuDeviceTotalMem_v2(byref(memory), device)
+    told = name.value.decode(errors="replace")
+    return Gpu(f"sm{major.value}{minor.value}", "", told, index, memory.value >> 20)
 
 
 class Driver:

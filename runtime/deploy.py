@@ -1,4 +1,4 @@
-"""The command ``deploy-model``: a bundle as what a cluster's server takes, for Triton or KServe.
+"""The command ``deploy-model``: a bundle as what a cluster's server takes, for Triton, KServe or Ray Serve.
 
 All targets are looked at before the first is written; each appears whole or not at all. Paths go to stdout, and what
 the target cannot express to stderr.
@@ -8,16 +8,27 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from engineworks.runtime.bundle import Bundle, open_bundle
 from engineworks.runtime.command import leave, status_of
 from engineworks.runtime.deploy_kserve import Scale, kserve_manifest
+from engineworks.runtime.deploy_ray import LOOPBACK, ray_config
 from engineworks.runtime.deploy_triton import CONFIG, TritonBackend, triton_model
 from engineworks.runtime.errors import BundleError
 from engineworks.runtime.files import new_folder
 
+_HOMES = {
+    "backend": ("triton",),
+    "target": ("triton",),
+    "storage": ("kserve",),
+    "image": ("kserve",),
+    "host": ("ray",),
+    "gpus": ("kserve", "ray"),
+    "replicas": ("kserve", "ray"),
+}
 Step = tuple[Callable[[], Path], tuple[str, ...]]
 
 
@@ -35,33 +46,46 @@ def main(argv: list[str] | None = None) -> int:
 @click.argument("path", metavar="BUNDLE")
 @click.option("--triton", type=click.Path(path_type=Path), metavar="DIR", help="Triton model repository to add it to.")
 @click.option("--kserve", type=click.Path(path_type=Path), metavar="FILE", help="KServe manifest; with --storage.")
+@click.option("--ray", type=click.Path(path_type=Path), metavar="FILE", help="Configuration for Ray's serve deploy.")
 @click.option("--name", help="Its name there; default the bundle's.")
 @click.option("--backend", type=click.Choice(["auto", "onnxruntime", "tensorrt"]), help="Of Triton; default auto.")
 @click.option("--target", metavar="sm_NN", help="Of Triton: whose engine, where there are several.")
 @click.option("--storage", metavar="URI", help="Of KServe: where the cluster finds the files.")
 @click.option("--image", help="Of KServe: our runtime image; default KServe's own Triton.")
-@click.option("--gpus", type=click.IntRange(min=0), help="Of KServe: for each replica; default 1, 0 for the CPU.")
-@click.option("--replicas", metavar="MIN:MAX", help="Of KServe; default 1:4.")
+@click.option("--host", help="Of Ray: where every node listens; default 127.0.0.1.")
+@click.option("--gpus", type=click.IntRange(min=0), help="Of KServe and Ray: for each replica; default 1, 0: CPUs.")
+@click.option("--replicas", metavar="MIN:MAX", help="Of KServe and Ray; default 1:4.")
 @click.option("--force", is_flag=True, help="Replace what stands there.")
-def _command(path: str, triton: Path | None, kserve: Path | None, force: bool, **options: str | int | None) -> int:
-    """Write BUNDLE as a Triton model or a KServe manifest."""
-    _check_usage(triton, kserve, options)
-    for write, notes in plan(open_bundle(path), triton=triton, kserve=kserve, force=force, **options):
+def _command(path: str, force: bool, **options: Any) -> int:
+    """Write BUNDLE as a Triton model, a KServe manifest or a Ray Serve application."""
+    targets = {name: options.pop(name) for name in ("triton", "kserve", "ray")}
+    _check_usage(targets, options)
+    for write, notes in plan(open_bundle(path), **targets, force=force, **options):
         click.echo(write())
         for note in notes:
             click.echo(f"deploy-model: {note}", err=True)
     return 0
 
 
-def plan(bundle: Bundle, *, triton: Path | None, kserve: Path | None, force: bool, **options: object) -> list[Step]:
+def plan(
+    bundle: Bundle,
+    *,
+    triton: Path | None = None,
+    kserve: Path | None = None,
+    ray: Path | None = None,
+    force: bool,
+    **options: object,
+) -> list[Step]:
     """Make everything ready to write; nothing is written before all of it is known to fit.
 
     Args:
         bundle: an opened bundle.
         triton: a model repository, or None.
         kserve: a file, or None.
+        ray: a file, or None.
         force: replace what stands at a target.
-        options: the command's ``name``, ``backend``, ``target``, ``storage``, ``image``, ``gpus``, ``replicas``.
+        options: the command's ``name``, ``backend``, ``target``, ``storage``, ``image``, ``host``, ``gpus``,
+            ``replicas``.
 
     Returns:
         For each target a function that writes it and returns its path, and notes for its reader.
@@ -85,6 +109,10 @@ def plan(bundle: Bundle, *, triton: Path | None, kserve: Path | None, force: boo
         image = str(given["image"]) if "image" in given else None
         text, notes = kserve_manifest(m, str(given["storage"]), image=image, name=name, scale=scale)
         steps.append(_file_step(kserve, text, notes, force=force))
+    if ray is not None:
+        host = str(given.get("host", LOOPBACK))
+        text, notes = ray_config(m, bundle.path, name=name, host=host, scale=scale)
+        steps.append(_file_step(ray, text, notes, force=force))
     return steps
 
 
@@ -152,17 +180,15 @@ def _scale(given: Mapping[str, object]) -> Scale:
     return Scale(int(str(given.get("gpus", 1))), int(least), int(most))
 
 
-def _check_usage(triton: Path | None, kserve: Path | None, options: Mapping[str, object]) -> None:
+def _check_usage(targets: Mapping[str, Path | None], options: Mapping[str, object]) -> None:
     """Refuse what contradicts itself: an option of a target that is not asked for has no meaning."""
-    if triton is None and kserve is None:
-        raise click.UsageError("expected --triton DIR, --kserve FILE, or both.")
-    if kserve is not None and options["storage"] is None:
+    if not any(targets.values()):
+        raise click.UsageError("expected --triton DIR, --kserve FILE or --ray FILE, or several of them.")
+    if targets["kserve"] is not None and options["storage"] is None:
         raise click.UsageError("--kserve needs --storage URI: where the cluster finds the files.")
-    homes = {"--triton": (triton, "backend target"), "--kserve": (kserve, "storage image gpus replicas")}
-    for home, (target, names) in homes.items():
-        for option in names.split():
-            if target is None and options[option] is not None:
-                raise click.UsageError(f"--{option} means something with {home} only.")
+    for option, homes in _HOMES.items():
+        if options[option] is not None and not any(targets[home] for home in homes):
+            raise click.UsageError(f"--{option} means something with {' or '.join(f'--{h}' for h in homes)} only.")
     if options["target"] is not None and options["backend"] == "onnxruntime":
         raise click.UsageError("--target names an engine, and --backend onnxruntime takes none.")
     _check_replicas(options["replicas"])

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engineworks.runtime.cuda import CudaError, Device
-from engineworks.runtime.errors import InputError
+from engineworks.runtime.cuda import Device
+from engineworks.runtime.errors import CudaError, InputError
 
 CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13  # dlpack.h, DLDeviceType
 _KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}  # dlpack.h, DLDataTypeCode; 4 is bfloat16, which numpy has not

@@ -4,15 +4,14 @@ Nothing heavy is imported or loaded for it: versions come from the packages' own
 from its file. Only the NVIDIA driver is asked, where there is one.
 """
 
-import ctypes
 import os
 import platform
 import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
+from engineworks.runtime.cuda import probe_gpus
 from engineworks.runtime.elf import needed
 
 PACKAGES = (
@@ -21,7 +20,6 @@ PACKAGES = (
     "tensorrt-lean", "tensorrt-rtx", "tensorrt-rtx-cu13", "cuda-python", "cuda-bindings", "nvidia-cudnn-cu12",
     "nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-cublas-cu12", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12",
 )  # fmt: skip
-_MAJOR, _MINOR = 75, 76  # CUdevice_attribute: COMPUTE_CAPABILITY_MAJOR and _MINOR (cuda.h)
 _NVIDIA = "0x10de"  # PCI vendor
 
 
@@ -131,33 +129,11 @@ def _driver_version() -> str:
 
 
 def _ask_driver() -> tuple[tuple[int, int] | None, tuple[Gpu, ...], str]:
-    """Return the driver's CUDA version, its GPUs, and why there is none to use."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None, (), "no NVIDIA driver (libcuda.so.1 is not found)"
-    number = ctypes.c_int()
-    version = (
-        (number.value // 1000, number.value % 1000 // 10) if not cuda.cuDriverGetVersion(ctypes.byref(number)) else None
-    )
-    if status := cuda.cuInit(0):
-        return version, (), f"the NVIDIA driver refused to start (cuInit gave {status})"
-    if cuda.cuDeviceGetCount(ctypes.byref(number)) or not number.value:
-        return version, (), "the NVIDIA driver sees no GPU"
-    return version, tuple(_gpu(cuda, index) for index in range(number.value)), ""
-
-
-def _gpu(cuda: Any, index: int) -> Gpu:
-    name, value, memory = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_size_t()
-    device = ctypes.c_int()
-    cuda.cuDeviceGet(ctypes.byref(device), index)
-    cuda.cuDeviceGetName(name, len(name), device)
-    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-    capability = []
-    for attribute in (_MAJOR, _MINOR):
-        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        capability.append(value.value)
-    return Gpu(name.value.decode(errors="replace"), (capability[0], capability[1]), memory.value >> 20)
+    """Return the driver's CUDA version, the GPUs that can be used, and why there is none."""
+    found = probe_gpus()
+    gpus = tuple(Gpu(gpu.name, gpu.capability, gpu.memory_mib) for gpu in found.gpus if gpu.capability)
+    major, _, minor = (found.cuda or "").partition(".")
+    return (int(major), int(minor)) if major else None, gpus, "" if gpus else found.problem
 
 
 def _packages() -> dict[str, str]:

@@ -96,7 +96,7 @@ def _gpu_gaps(host: Facts) -> Iterator[Gap]:
 def _driver_mend(host: Facts) -> str:
     cases = (
         (
-            "refused" in host.driver_trouble and host.driver,
+            re.search(r"cuInit gave error (?!100\b)", host.driver_trouble) and host.driver,  # 100: no device
             "sudo reboot  # or the driver's module and libraries differ",
         ),
         (host.wsl, "install NVIDIA's driver in Windows (none inside WSL), then: wsl.exe --shutdown"),

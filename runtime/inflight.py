@@ -30,8 +30,16 @@ class Runner(Protocol):
         """What it is, and why."""
         ...
 
-    def run(self, inputs: dict[str, npt.NDArray[np.generic]], outputs: list[str]) -> list[npt.NDArray[np.generic]]:
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda:N``."""
+        ...
+
+    def run(self, inputs: dict[str, Any], outputs: list[str]) -> list[npt.NDArray[np.generic]]:
         """Run the graph once."""
+
+    def run_on_device(self, inputs: dict[str, Any], outputs: list[str]) -> list[Any]:
+        """Run the graph once and leave the outputs on the device."""
 
     def close(self) -> None:
         """Free it; calling it again does nothing."""
@@ -43,6 +51,7 @@ class InFlight:
     def __init__(self, runner: Runner, outputs: list[str], bundle: str, tally: Tally) -> None:
         self.tally = tally
         self._runner: Runner | None = runner
+        self.device = runner.device
         self._outputs = outputs
         self._bundle = bundle
         self._gone = ""
@@ -50,13 +59,14 @@ class InFlight:
         self._closing = threading.RLock()
         abandon_after_fork(self)
 
-    def run(self, arrays: dict[str, Array], rows: int, *, count: bool = True) -> list[Array]:
+    def run(self, arrays: dict[str, Any], rows: int, *, count: bool = True, stay: bool = False) -> list[Any]:
         """Run checked arrays once.
 
         Args:
             arrays: by name, contiguous.
             rows: how many rows of them are real, for the tally.
             count: False keeps the run out of the tally.
+            stay: leave the outputs on the device.
 
         Raises:
             BackendError: closed, inherited through a fork, out of memory, or the backend failed.
@@ -68,7 +78,7 @@ class InFlight:
             if self._gone or runner is None:
                 raise self.closed()
             began = time.perf_counter_ns()
-            results: list[Array] = runner.run(arrays, self._outputs)
+            results: list[Any] = (runner.run_on_device if stay else runner.run)(arrays, self._outputs)
             spent = time.perf_counter_ns() - began
         except Exception as error:
             told = self._told(error)

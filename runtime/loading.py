@@ -1,39 +1,36 @@
-"""From a bundle on disk to a session: every digest checked first, then the backend is given the files."""
+"""From a bundle on disk to a session: every digest checked first, then the backend is given the files.
 
-import sys
-import threading
+What runs a session is imported inside ``load``, while the graph's digest is computed.
+"""
+
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from engineworks.runtime.backend import (
-    ENGINES,
-    BackendName,
-    Device,
-    check_choice,
-    open_bundle_session,
-    open_session,
-)
+from engineworks.runtime.ahead import Ahead
 from engineworks.runtime.bundle import GRAPH, Bundle, open_bundle
-from engineworks.runtime.checks import Nan, contract
-from engineworks.runtime.cuda import probe_gpu
 from engineworks.runtime.errors import BackendError
-from engineworks.runtime.inflight import Runner
-from engineworks.runtime.session import Session
+
+if TYPE_CHECKING:
+    from engineworks.runtime.backend import BackendName, Device
+    from engineworks.runtime.checks import Nan
+    from engineworks.runtime.inflight import Runner
+    from engineworks.runtime.session import Session
 
 
 def load(
     path: Path | str,
     *,
-    device: Device = "auto",
-    backend: BackendName = "auto",
+    device: "Device" = "auto",
+    backend: "BackendName" = "auto",
     strict: bool = False,
     threads: int = 0,
     contexts: int = 2,
     max_batch: int | None = None,
-    nan: Nan = "pass",
-) -> Session:
+    nan: "Nan" = "pass",
+) -> "Session":
     """Open a bundle and make it ready to run.
 
     Args:
@@ -57,42 +54,56 @@ def load(
     if contexts < 1:
         raise BackendError(f"contexts: expected 1 or more, got {contexts}.")
     bundle = open_bundle(path)
-    rules = contract(bundle.manifest.inputs, bundle.manifest.batch, max_batch, nan)
-    try:
-        place = check_choice(backend, device)
-        if backend in ENGINES or (place.kind != "cpu" and probe_gpu(place.index).target):
-            runner: Runner = open_bundle_session(
-                bundle,
-                device=device,
-                backend=backend,
-                strict=strict,
-                contexts=contexts,
-                max_batch=max_batch,
-                threads=threads,
+    cpu = str(bundle.manifest.graph.get("cpu", GRAPH))  # stands for the typed graph where the CPU lacks its kernels
+    names = {GRAPH, cpu} if _runs_without_a_gpu(device, backend) else set[str]()
+    with ExitStack() as stack:
+        graphs = {name: stack.enter_context(Ahead(bundle, name)) for name in names}
+        from engineworks.runtime.backend import check_choice, open_bundle_session
+        from engineworks.runtime.checks import contract
+        from engineworks.runtime.session import Session
+
+        rules = contract(bundle.manifest.inputs, bundle.manifest.batch, max_batch, nan)
+        check_choice(backend, device)
+        try:
+            runner: Runner = (
+                _open(bundle, graphs, cpu, device, strict=strict, threads=threads)
+                if graphs
+                else open_bundle_session(
+                    bundle,
+                    device=device,
+                    backend=backend,
+                    strict=strict,
+                    contexts=contexts,
+                    max_batch=max_batch,
+                    threads=threads,
+                )
             )
-        else:
-            runner = _open(bundle, device, strict=strict, threads=threads)
-    except MemoryError as error:
-        raise BackendError(f"bundle {bundle.manifest.name}: out of memory while it was opened. Free some.") from error
+        except MemoryError as error:
+            raise BackendError(
+                f"bundle {bundle.manifest.name}: out of memory while it was opened. Free some."
+            ) from error
     return Session(bundle, runner, rules=rules, contexts=contexts)
 
 
-def _open(bundle: Bundle, device: Device, *, strict: bool, threads: int) -> Runner:
-    """Check every file of the bundle, then let ONNX Runtime open its graph; where there is no GPU, this is quickest."""
-    cpu = str(bundle.manifest.graph.get("cpu", GRAPH))  # stands for the typed graph where the CPU lacks its kernels
-    _import_meanwhile()
-    with ExitStack() as stack:
-        graphs: dict[str, Any] = {name: stack.enter_context(bundle.checked(name)) for name in {GRAPH: 0, cpu: 0}}
-        bundle.verify(all_but=graphs)
-        return open_session(graphs[GRAPH], device, strict=strict, threads=threads, cpu_graph=graphs[cpu])
+def _runs_without_a_gpu(device: object, backend: object) -> bool:
+    """Whether ONNX Runtime on the CPU is what is meant, or all that there is."""
+    if backend not in {"auto", "onnxruntime"} or device not in {"auto", "cpu"}:
+        return False
+    if device == "cpu":
+        return True
+    from engineworks.runtime.cuda import probe_gpu
+
+    return not probe_gpu().target
 
 
-def _import_meanwhile() -> None:
-    """Import onnxruntime in a thread while digests are computed; if it fails, ``open_session`` says why."""
+def _open(
+    bundle: Bundle, graphs: Mapping[str, Ahead], cpu: str, device: "Device", *, strict: bool, threads: int
+) -> "Runner":
+    """Let ONNX Runtime open a graph when every file has been checked; where there is no GPU, this is quickest."""
+    from engineworks.runtime.backend import open_session
 
-    def load_it() -> None:
-        with suppress(Exception):
-            import_module("onnxruntime")
-
-    if "onnxruntime" not in sys.modules:
-        threading.Thread(target=load_it, name="engineworks-import").start()
+    with suppress(Exception):  # while the digest is computed; if it fails, open_session says why
+        import_module("onnxruntime")
+    bundle.verify(all_but=graphs)
+    paths = {name: graph.path() for name, graph in graphs.items()}
+    return open_session(paths[GRAPH], device, strict=strict, threads=threads, cpu_graph=paths[cpu])

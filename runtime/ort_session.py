@@ -149,7 +149,7 @@ class OrtSession:
 
 
 def open_cpu(
-    graph: bytes,
+    graph: bytes | str,
     backend: Backend,
     threads: int = 0,
     optimise: Optimise = "all",
@@ -184,7 +184,7 @@ def cuda_missing() -> str:
 
 
 def open_cuda(
-    graph: bytes, backend: Backend, index: int, threads: int = 0, optimise: Optimise = "all"
+    graph: bytes | str, backend: Backend, index: int, threads: int = 0, optimise: Optimise = "all"
 ) -> OrtSession | str:
     """Open a graph on a GPU; return the reason where it does not truly end up there."""
     ort = onnxruntime()

@@ -5,7 +5,7 @@ It is closed when it has been retired and the last request that was given to it 
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engineworks.runtime.batcher import Batcher
+from engineworks.runtime.batcher import Ask, Batcher
 from engineworks.runtime.checks import checked, contract
 from engineworks.runtime.errors import EngineworksError
 from engineworks.runtime.loading import load
@@ -85,9 +85,26 @@ class Served:
             InputError: an array that does not fit.
             QueueFullError: too many wait.
         """
+        ask = self.ask(given, timeout)
+        return self._batcher.submit(ask.arrays, ask.rows, ask.finish, timeout)
+
+    def ask(self, given: Mapping[str, Array], timeout: float | None) -> Ask:
+        """Make a request ready for ``submit_all``.
+
+        Raises:
+            InputError: an array that does not fit.
+        """
         arrays, rows = checked(self.rules, given)
         began = time.perf_counter_ns()
-        return self._batcher.submit(arrays, rows, lambda outputs: self._outcome(outputs, began), timeout)
+        return Ask(arrays, rows, lambda outputs: self._outcome(outputs, began), timeout)
+
+    def submit_all(self, asked: Sequence[Ask]) -> "list[Future[Outcome]]":
+        """Queue what somebody has gathered: all or none, and as one batch where it fits one.
+
+        Raises:
+            QueueFullError: not so many may wait.
+        """
+        return self._batcher.submit_all(asked)
 
     def probe(self) -> bool:
         """Run zeros, to see whether a backend that failed is alive again; where zeros cannot be made, hope so."""

@@ -21,11 +21,12 @@ from engineworks.runtime.arrays import Give, SupportsDLPack, giver, kept
 from engineworks.runtime.backend import Backend
 from engineworks.runtime.batcher import Batcher
 from engineworks.runtime.bundle import Bundle
-from engineworks.runtime.checks import Contract, checked, contract, named, plain_rows
+from engineworks.runtime.checks import Contract, checked, contract, fitting, named, plain_rows
 from engineworks.runtime.classify import Prediction, predictions
 from engineworks.runtime.errors import BackendError, BundleError, DeadlineError, InputError
 from engineworks.runtime.inflight import InFlight, Runner
 from engineworks.runtime.manifest import Manifest, Tensor
+from engineworks.runtime.on_device import as_tensor, laid_out, lie_on, outline
 from engineworks.runtime.preprocessing import Pictures, Preprocessing, one_by_one, preprocess
 from engineworks.runtime.rows import padded, rows_of, stacked
 from engineworks.runtime.stats import Stats, Tally
@@ -127,7 +128,8 @@ class Session:
         Args:
             inputs: an array for a network of one input, or name → array; as in ``inputs``, with a batch axis. Numpy
                 arrays, torch tensors, or whatever has ``__dlpack__``. Nothing is converted but the memory layout: an
-                array that is not contiguous is copied once. NaN and infinity are passed on, unless the bundle was
+                array that is not contiguous is copied once; one on the session's own GPU is read where it lies, once
+                its stream has written it, unless NaN is refused. NaN and infinity are passed on, unless the bundle was
                 loaded with ``nan="refuse"``.
 
         Returns:
@@ -140,10 +142,14 @@ class Session:
         """
         if (rows := plain_rows(self._rules, inputs)) and self._open and len(self._names) == 1:
             return self._inflight.run({self._rules.specs[0].tensor.name: inputs}, rows)[0]
-        given, arrays, rows = self._checked(inputs)
+        given, alone = self._given(inputs), not isinstance(inputs, Mapping)
+        if self._rules.nan == "pass" and lie_on(given, self._inflight.device):
+            return self._infer_there(given, alone)
+        with _memory():
+            arrays, rows = checked(self._rules, given)
         give = giver(given.values())
         results = self._inflight.run(arrays, rows)
-        return _shaped(self._names, give, not isinstance(inputs, Mapping), results)
+        return _shaped(self._names, give, alone, results)
 
     def infer_batch(self, rows: Iterable[Any]) -> Iterator[Any]:
         """Run any number of rows, the largest batch at a time.
@@ -292,11 +298,23 @@ class Session:
         self._open = False
         _shut(self._batcher, self._inflight)
 
-    def _checked(self, inputs: Any) -> tuple[dict[str, Any], dict[str, Array], int]:
+    def _given(self, inputs: Any) -> dict[str, Any]:
         self._inflight.check()
         if not self._open:
             raise self._inflight.closed()
-        given = named(self._rules.specs, inputs)
+        return named(self._rules.specs, inputs)
+
+    def _infer_there(self, given: dict[str, Any], alone: bool) -> Any:
+        """Run arrays of the session's own GPU where they lie; tensors are answered by tensors that stay there."""
+        tensors = giver(given.values()) is not None
+        rows = fitting(self._rules, {name: outline(value) for name, value in given.items()})
+        with _memory():
+            arrays = {name: laid_out(value) for name, value in given.items()}
+        results = self._inflight.run(arrays, rows, stay=tensors)
+        return _shaped(self._names, as_tensor if tensors else None, alone, results)
+
+    def _checked(self, inputs: Any) -> tuple[dict[str, Any], dict[str, Array], int]:
+        given = self._given(inputs)
         with _memory():
             return given, *checked(self._rules, given)
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from engineworks.runtime import dlpack
-from engineworks.runtime.cuda import CudaError, Device
-from engineworks.runtime.errors import BackendError, InputError
+from engineworks.runtime.cuda import Device
+from engineworks.runtime.errors import BackendError, CudaError, InputError
 from engineworks.runtime.manifest import Tensor
 from engineworks.runtime.protocol import Array, OnDevice
 from engineworks.runtime.trt_journal import Journal, listening

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from engineworks.runtime import cuda
 from engineworks.runtime.bundle import Bundle
-from engineworks.runtime.errors import BackendError, InputError
+from engineworks.runtime.errors import BackendError, CudaError, InputError
 from engineworks.runtime.manifest import EngineRecord
 from engineworks.runtime.protocol import Array, Backend, OnDevice, Tuning
 from engineworks.runtime.trt_cache import RuntimeCache, cache_paths
@@ -101,7 +101,7 @@ class TrtSession:
         """After an error of CUDA, refuse every later call, those that wait included."""
         try:
             yield
-        except (cuda.CudaError, Lost) as error:
+        except (CudaError, Lost) as error:
             if isinstance(error, Lost) or not error.is_passing:
                 self._dead = self._dead or str(error)
                 self._held.lost = True
@@ -161,7 +161,7 @@ class _Held:
         try:
             with self.gpu.current(), listening(Journal()):
                 self._free()
-        except cuda.CudaError:
+        except CudaError:
             self._drop()
             if not self.lost:
                 raise

@@ -157,6 +157,10 @@ class FakeDriver:
         name.value = self.gpus[device][0].encode()
         return 0
 
+    def _cuDeviceTotalMem_v2(self, size: Any, device: int) -> int:
+        size.value = 24 << 30
+        return 0
+
     def _cuDeviceGetAttribute(self, value: Any, attribute: int, device: int) -> int:
         value.value = self.gpus[device][{75: 1, 76: 2}[attribute]]
         return 0

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engineworks.runtime import BackendError, DeadlineError, QueueFullError
-from engineworks.runtime.batcher import Batcher
+from engineworks.runtime.batcher import Ask, Batcher
 from engineworks.runtime.stats import Tally
 
 Array = npt.NDArray[Any]
@@ -392,3 +392,30 @@ def test_after_a_fork_the_child_lets_go_without_taking_a_lock(make: Make) -> Non
         child.close()
     backend.gate.set()
     assert value(first) == [0]
+
+
+def test_what_was_gathered_already_leaves_as_one_batch_from_an_idle_batcher(make: Make) -> None:
+    backend = Backend()
+    futures = make(backend, workers=3).submit_all([Ask(rows(number), 1, list) for number in range(4)])
+    assert [value(future) for future in futures] == [[0], [2], [4], [6]]
+    assert backend.batches == [[0, 1, 2, 3]]
+
+
+def test_more_than_fits_one_batch_leaves_as_several_and_a_bad_one_fails_alone(make: Make) -> None:
+    backend = Backend(bad=frozenset({5}))
+    futures = make(backend).submit_all([Ask(rows(number), 1, list) for number in range(6)])
+    assert [value(future) for future in futures[:5]] == [[0], [2], [4], [6], [8]]
+    with pytest.raises(BackendError, match="bad row"):
+        futures[5].result(PATIENCE)
+
+
+def test_of_what_was_gathered_all_is_queued_or_nothing(make: Make) -> None:
+    backend, batcher, first = busy(make, capacity=3)
+    with pytest.raises(QueueFullError):
+        batcher.submit_all([Ask(rows(number), 1, list) for number in range(1, 5)])
+    assert len(batcher) == 0
+    late = batcher.submit_all([Ask(rows(1), 1, list, timeout=0.0), Ask(rows(2), 1, list)])
+    backend.gate.set()
+    assert (value(first), value(late[1])) == ([0], [4])
+    with pytest.raises(DeadlineError):
+        late[0].result(PATIENCE)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from engineworks.runtime import BackendError, cuda
-from engineworks.runtime.cuda import CudaError, Device, Gpu, Gpus, open_driver, probe_gpu, probe_gpus
+from engineworks.runtime.cuda import Device, Gpu, Gpus, open_driver, probe_gpu, probe_gpus
+from engineworks.runtime.errors import CudaError
 
 HEADER = json.loads((Path(__file__).parent / "snapshots" / "cuda-driver-13.5.json").read_text("utf-8"))["functions"]
 NO_DRIVER = "no NVIDIA driver (libcuda.so.1 is not found)"
@@ -75,6 +76,7 @@ def test_gpus_are_told_by_name_and_compute_capability(fake_host: Any) -> None:
     assert probe_gpus() == Gpus((Gpu("sm90", "", "NVIDIA H100"), Gpu("sm121", "", "NVIDIA GB10", 1)), "13.1")
     assert probe_gpu() == Gpu("sm90", "", "NVIDIA H100")
     assert probe_gpu(1).name == "NVIDIA GB10"
+    assert (probe_gpu(1).capability, probe_gpu(1).memory_mib) == ((12, 1), 24_576)
     assert probe_gpu(2) == Gpu(None, "this host has 2 GPUs, and none is number 2", index=2)
 
 
@@ -85,7 +87,7 @@ def library(*, init: int = 0, status: int = 0, count: int = 1, attribute: int = 
 
     return SimpleNamespace(
         cuInit=lambda flags: init,
-        cuDriverGetVersion=lambda version: 0,
+        cuDriverGetVersion=lambda version: 1,
         cuDeviceGetCount=get_count,
         cuDeviceGet=lambda device, index: 0,
         cuDeviceGetAttribute=lambda value, which, device: attribute,

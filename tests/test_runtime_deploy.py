@@ -37,6 +37,15 @@ def test_the_second_time_it_is_refused_and_with_force_the_same_again(
     assert tree(out) == first
 
 
+def test_ray_takes_gpus_and_replicas_too(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "ray.yaml"
+    assert main([str(bundle), "--ray", str(file), "--gpus", "0", "--replicas", "2:3", "--host", "::1"]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{file}\n"
+    assert "deploy-model: every node must find the bundle" in told.err
+    assert "num_gpus: 0" in file.read_text("utf-8")
+
+
 def test_nothing_is_written_where_one_target_is_refused(bundle: Path, tmp_path: Path) -> None:
     file, repository = tmp_path / "k.yaml", tmp_path / "repo"
     file.write_text("mine")
@@ -73,10 +82,11 @@ def test_what_is_no_bundle_is_one_line_and_status_1(tmp_path: Path, capsys: Capt
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ([], "expected --triton DIR, --kserve FILE, or both"),
+        ([], "expected --triton DIR, --kserve FILE or --ray FILE"),
         (["--kserve", "k"], "--kserve needs --storage URI"),
         (["--kserve", "k", "--storage", "s3://a", "--backend", "auto"], "--backend means something with --triton only"),
-        (["--triton", "t", "--gpus", "1"], "--gpus means something with --kserve only"),
+        (["--triton", "t", "--gpus", "1"], "--gpus means something with --kserve or --ray only"),
+        (["--kserve", "k", "--storage", "s3://a", "--host", "::"], "--host means something with --ray only"),
         (["--triton", "t", "--backend", "onnxruntime", "--target", "sm_90"], "--target names an engine"),
         (["--kserve", "k", "--storage", "s3://a", "--replicas", "4"], "expected MIN:MAX"),
         (["--kserve", "k", "--storage", "s3://a", "--replicas", "4:2"], "expected MIN:MAX"),

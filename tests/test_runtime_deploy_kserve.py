@@ -1,6 +1,9 @@
-"""KServe's manifests, parsed back: what serves, from where, with how much."""
+"""KServe's manifests, parsed back: what serves, from where, with how much; held against KServe's schema."""
 
+import copy
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,66 @@ yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
 def documents(m: runtime.Manifest, **options: Any) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(kserve_manifest(m, "s3://models/four", **options)[0]))
+
+
+def faults(document: dict[str, Any]) -> list[str]:
+    """Hold a document against the recorded schema of its kind; where, and what is wrong."""
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    kind = {
+        ("serving.kserve.io/v1beta1", "InferenceService"): "V1beta1InferenceService",
+        ("serving.kserve.io/v1alpha1", "ServingRuntime"): "V1alpha1ServingRuntime",
+    }[document["apiVersion"], document["kind"]]
+    recorded = json.loads(Path(__file__).with_name("snapshots").joinpath("kserve-0.21.json").read_text("utf-8"))
+    schema = {"$ref": f"#/$defs/{kind}", "required": ["metadata", "spec"], "$defs": recorded["$defs"]}
+    found = jsonschema.Draft202012Validator(schema).iter_errors(document)
+    return [f"{'.'.join(map(str, one.absolute_path))}: {one.message}" for one in found]
+
+
+def planted(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """Return the document with a value at a path; None takes out what stands there."""
+    changed = copy.deepcopy(document)
+    *way, last = [int(part) if part.isdecimal() else part for part in path.split(".")]
+    place: Any = changed
+    for part in way:
+        place = place[part]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return changed
+
+
+@pytest.mark.parametrize("scale", [Scale(), Scale(0, 0, 1)])
+@pytest.mark.parametrize("image", [None, "registry/engineworks:1"])
+def test_kserves_own_schema_takes_every_document(manifest: runtime.Manifest, image: str | None, scale: Scale) -> None:
+    for document in documents(manifest, image=image, scale=scale):
+        assert faults(document) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        (1, "spec.predictor.model.modelFormat", None),
+        (1, "spec.predictor.model.storageURI", "s3://a"),
+        (1, "spec.predictor.minReplicas", "1"),
+        (1, "spec.predictor.model.modelFormat.name", 2),
+        (1, "spec", None),
+        (0, "spec.containers", None),
+        (0, "spec.containers.0.name", None),
+        (0, "spec.containers.0.readinesProbe", {}),
+        (0, "spec.containers.0.ports.0.containerPort", "http"),
+        (0, "spec.containers.0.readinessProbe.httpGet.port", 0),
+        (0, "spec.containers.0.resources.requests.memory", "2 GB"),
+        (0, "spec.containers.0.securityContext.runAsNonRoot", "yes"),
+        (0, "spec.supportedModelFormats.0", "engineworks"),
+        (0, "spec.multimodel", False),
+    ],
+)
+def test_the_schema_refuses_a_fault_that_is_planted(
+    manifest: runtime.Manifest, kind: int, path: str, value: Any
+) -> None:
+    document = documents(manifest, image="registry/engineworks:1")[kind]
+    assert faults(planted(document, path, value)) != []
 
 
 def test_without_an_image_triton_serves_the_repository(manifest: runtime.Manifest) -> None:

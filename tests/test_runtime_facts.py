@@ -42,8 +42,8 @@ def test_the_driver_tells_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("driver", "told"),
     [
-        (fake_driver((8, 9), init=803), "the NVIDIA driver refused to start (cuInit gave 803)"),
-        (fake_driver((8, 9), count=0), "the NVIDIA driver sees no GPU"),
+        (fake_driver((8, 9), init=803), "the NVIDIA driver finds no usable GPU (cuInit gave error 803)"),
+        (fake_driver((8, 9), count=0), "the NVIDIA driver shows 0 GPUs (cuDeviceGetCount gave error 0)"),
     ],
 )
 def test_a_driver_without_a_gpu_says_why(monkeypatch: pytest.MonkeyPatch, driver: Any, told: str) -> None:

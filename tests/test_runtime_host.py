@@ -74,7 +74,10 @@ def test_without_a_gpu_engines_are_still_built_and_bundles_run_on_the_cpu() -> N
         ({"hardware": True, "distribution": "rocky"}, "sudo dnf install -y nvidia-open"),
         ({"container": True}, "docker run --gpus all"),
         ({"wsl": True}, "install NVIDIA's driver in Windows"),
-        ({"driver": "580.1", "driver_trouble": "the NVIDIA driver refused to start (cuInit gave 803)"}, "sudo reboot"),
+        (
+            {"driver": "580.1", "driver_trouble": "the NVIDIA driver finds no usable GPU (cuInit gave error 803)"},
+            "sudo reboot",
+        ),
     ],
 )
 def test_a_missing_driver_is_mended_as_the_host_is(changes: dict[str, Any], mend: str) -> None:

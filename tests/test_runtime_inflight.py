@@ -26,6 +26,7 @@ class Runner:
     """A backend that does what it is told when it is run, and remembers whether it was freed."""
 
     backend = Backend("fake", "a test")
+    device = "cuda:1"
 
     def __init__(self, run: Callable[[], Any] = lambda: None) -> None:
         self.does, self.freed = run, 0
@@ -35,6 +36,10 @@ class Runner:
         assert not self.freed
         return [inputs["x"]]
 
+    def run_on_device(self, inputs: dict[str, Any], outputs: list[str]) -> list[Any]:
+        self.does()
+        return ["there"]
+
     def close(self) -> None:
         self.freed += 1
 
@@ -42,6 +47,13 @@ class Runner:
 def opened(run: Callable[[], Any] = lambda: None) -> tuple[Runner, InFlight]:
     runner = Runner(run)
     return runner, InFlight(runner, ["y"], "four", Tally())
+
+
+def test_outputs_stay_on_the_device_where_that_is_asked_for_and_count_the_same() -> None:
+    _, inflight = opened()
+    assert inflight.device == "cuda:1"
+    assert inflight.run(X, 2, stay=True) == ["there"]
+    assert inflight.tally.counts["rows"] == 2
 
 
 def raising(error: BaseException) -> Callable[[], None]:

@@ -20,7 +20,7 @@ def test_a_file_that_is_written_to_while_it_is_opened_is_found_out(
         (bundle / "model.onnx").write_bytes(content[:-1] + b"x")
         os.utime(bundle / "model.onnx", ns=(1, 1))  # a clock may be too coarse to tell
 
-    monkeypatch.setattr("engineworks.runtime.loading.open_session", slow)
+    monkeypatch.setattr("engineworks.runtime.backend.open_session", slow)
     with pytest.raises(BundleError, match=r"model\.onnx was written to while it was opened\. Load it again\.$"):
         load(bundle)
 

@@ -757,7 +757,7 @@ def test_running_out_of_memory_while_loading_is_our_own_error(bundle: Path, monk
     def full(*given: Any, **more: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr("engineworks.runtime.loading.open_session", full)
+    monkeypatch.setattr("engineworks.runtime.backend.open_session", full)
     with pytest.raises(BackendError, match=r"^bundle four-fp16: out of memory while it was opened\. Free some\.$"):
         load(bundle)
 
@@ -773,8 +773,8 @@ caught = 0
 deadline = time.monotonic() + 20
 for round in range(40):
     timer = threading.Timer(0.002 + 0.0005 * round, lambda: signal.pthread_kill(main, signal.SIGINT))
-    timer.start()
     try:
+        timer.start()  # in here: on a busy machine it fires before start() has returned
         while time.monotonic() < deadline:
             model.infer(x) if round % 2 else model.submit(x).result(20)
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ Result cuDriverGetVersion(int *version) { *version = 13010; return 0; }
 Result cuDeviceGetCount(int *count) { *count = 1; return 0; }
 Result cuDeviceGet(int *device, int index) { *device = index; return index ? 101 : 0; }
 Result cuDeviceGetName(char *name, int size, int device) { strncpy(name, "Stub", size); return device; }
+Result cuDeviceTotalMem_v2(size_t *size, int device) { *size = (size_t)24 << 30; return device; }
 Result cuDeviceGetAttribute(int *value, int which, int device) { *value = which == 75 ? 8 : 9; return device; }
 Result cuGetErrorString(Result status, const char **text) { *text = "the stub refuses"; return status == 0; }
 
