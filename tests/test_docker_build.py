@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,22 @@ def test_its_health_check_passes_while_it_serves(container: Any, image: Any) -> 
     assert container.inside(image, *image.config["Healthcheck"]["Test"][1:]) == ""
     code = "import pathlib\ntry: pathlib.Path('/opt/x').touch()\nexcept OSError as error: print(error.strerror)"
     assert container.inside(image, "python", "-c", code) in {"Read-only file system\n", "Permission denied\n"}
+
+
+@slow
+def test_told_to_stop_while_it_loads_it_stops(
+    containers: Any, image: Any, root: Path, models: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import engineworks.runtime.serve_models as m, time, runpy, sys; m.Models.rescan = lambda self: "
+        "(print('loading', flush=True), time.sleep(60)); sys.argv = ['serve-model', '--repository', '/models']; "
+        "import engineworks.runtime.serve as s; s.run()"
+    )
+    config = {**image.config, "Entrypoint": ["python", "-c", code], "Cmd": ["unused"]}
+    running = containers.Container(replace(image, config=config), root, models, tmp_path / "log")
+    running.wait_for("loading")
+    assert running.end() == 128 + 15
+    running.close()
 
 
 @slow
