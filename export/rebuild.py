@@ -12,9 +12,9 @@ from typing import get_args
 import click
 
 from engineworks.export.describe import engine_record
-from engineworks.export.engine import Engine, compile_engine, load_compiler
+from engineworks.export.engine import Engine, compile_engine
 from engineworks.export.precision import check_compiled
-from engineworks.export.trt_compilers import Flavour
+from engineworks.export.trt_compilers import Flavour, load_compiler
 from engineworks.runtime.bundle import GRAPH, Bundle, open_bundle, write_bundle
 from engineworks.runtime.command import leave, status_of
 from engineworks.runtime.engine_cache import doubt, entry_name

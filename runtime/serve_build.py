@@ -126,11 +126,12 @@ class Build:
                 process.kill()
             await process.wait()
             raise
-        if process.returncode == 0:
+        status = process.returncode or 0
+        if status == 0:
             return ""
         lines = said.decode("utf-8", "replace").split("\n")
         words = next((line for line in reversed(lines) if line.strip()), "it said nothing")
-        how = f"signal {-process.returncode}" if (process.returncode or 0) < 0 else f"status {process.returncode}"
+        how = f"signal {-status}" if status < 0 else f"status {status}"
         return f"{words.removeprefix('rebuild: ')} ({how})"
 
     def _served(self, key: Key) -> Served | None:

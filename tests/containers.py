@@ -46,7 +46,7 @@ def missing() -> str:
 
 def run(*command: object, seconds: float = 900.0, **more: Any) -> str:
     """Run a command; return its output; a failure shows the end of what it said."""
-    done = subprocess.run(
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         list(map(str, command)), check=False, capture_output=True, text=True, timeout=seconds, errors="replace", **more
     )
     assert done.returncode == 0, f"{command[0]}: status {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"

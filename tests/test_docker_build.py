@@ -78,7 +78,7 @@ def container(containers: Any, image: Any, root: Path, models: Path, tmp_path: P
 
 def hadolint(file: Path) -> list[Any]:
     program = Path(sys.executable).with_name("hadolint")
-    command = [program, "--config", ROOT / ".hadolint.yaml", "--no-fail", "--format", "json", file]
+    command: list[str | Path] = [program, "--config", ROOT / ".hadolint.yaml", "--no-fail", "--format", "json", file]
     return list(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
 
 
@@ -100,7 +100,7 @@ def test_no_file_of_the_build_names_where_packages_come_from() -> None:
 
 
 def test_an_extra_that_there_is_not_is_refused(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "docker" / "requirements.py", ROOT / "pyproject.toml", "serve"]
+    command: list[str | Path] = [sys.executable, ROOT / "docker" / "requirements.py", ROOT / "pyproject.toml", "serve"]
     done = subprocess.run([*command, "cpu"], check=True, capture_output=True, text=True)
     assert {"uvicorn", "numpy"} <= {re.split("[^a-z]", line)[0] for line in done.stdout.splitlines()}
     done = subprocess.run([*command, "cuda"], check=False, capture_output=True, text=True)

@@ -57,7 +57,7 @@ class Place:
     def close(self) -> None:
         for served in list(self.models.all()):
             served.close()
-        self.models.threads.shutdown()  # type: ignore[attr-defined]
+        self.models.threads.shutdown()
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from containers import Image, Workshop, missing
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.containers import Image, Workshop, missing
 
 _MB = 1_000_000
 
