@@ -187,7 +187,7 @@ def test_a_damaged_entry_is_passed_over_and_told(place: Any, plain: Path, caplog
 
 def test_a_server_that_stops_ends_its_compiler(place: Any, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    here: Place = place(*python(f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"))
+    here: Place = place(*python(f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(40)"))
 
     async def stop() -> None:
         await here.models.load(KEY)
@@ -195,7 +195,7 @@ def test_a_server_that_stops_ends_its_compiler(place: Any, tmp_path: Path) -> No
         while not pid.exists() or not pid.read_text("utf-8"):
             await asyncio.sleep(0.01)
         running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await asyncio.wait_for(asyncio.gather(running, return_exceptions=True), 15.0)
 
     asyncio.run(stop())
     with pytest.raises(ProcessLookupError):
