@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -133,6 +134,21 @@ def test_without_a_gpu_it_says_so_once_and_serves(
         "--build-engines: the NVIDIA driver shows 0 GPUs (cuDeviceGetCount gave error 0). ONNX Runtime serves."
     ]
     here.close()
+
+
+@pytest.mark.slow
+def test_a_server_asked_to_build_on_a_host_without_a_gpu_says_so_once_and_answers(
+    start: Any, served_bundle: Path, tmp_path: Path
+) -> None:
+    if gpu_of(Opening()).target is not None:
+        pytest.skip("this host has a GPU")
+    server = start(served_bundle, "--build-engines", "--engine-cache", tmp_path)
+    end = time.monotonic() + 20.0
+    while "ONNX Runtime serves." not in server.said and time.monotonic() < end:
+        time.sleep(0.02)
+    assert server.said.count("--build-engines: no NVIDIA driver") == 1
+    assert server.ask("GET", "/v2/health/ready")[0] == 200
+    assert b"engineworks_engine_builds_total{" not in server.ask("GET", "/metrics")[2]
 
 
 def test_without_a_compiler_it_says_how_to_get_one(
