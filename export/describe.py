@@ -116,7 +116,7 @@ def manifest(
         labels=fitting_labels(source, recipe, graph),
         graph=_graph_record(proven),
         parity=proven.rungs,
-        engines=() if engine is None else (_engine_record(engine),),
+        engines=() if engine is None else (engine_record(engine),),
         notes=(*proven.notes, *_notes(recipe, engine, choice)),
         recipe=recipe.to_json(),
         tools=versions(),
@@ -193,7 +193,8 @@ def _multiply_adds(graph: "ModelProto") -> dict[str, object]:
         return {}
 
 
-def _engine_record(engine: Engine) -> EngineRecord:
+def engine_record(engine: Engine) -> EngineRecord:
+    """Say of an engine what the manifest records of it, and which file of the bundle it is."""
     file = f"engines/{engine.flavour}-{'-'.join(engine.targets)}.engine"
     return EngineRecord(file, engine.flavour, engine.version, engine.targets, engine.layers, dict(engine.layer_types))
 

@@ -16,6 +16,7 @@ from engineworks.runtime.errors import BackendError, BundleError
 from engineworks.runtime.serve_limits import MB, Limits
 from engineworks.runtime.serve_model import Opening
 from engineworks.runtime.serve_run import Settings, serve
+from engineworks.runtime.trt_cache import cache_folder
 
 
 def run() -> None:
@@ -64,6 +65,8 @@ def _read_config(context: click.Context, _: click.Parameter, value: str | None) 
 @click.option("--allow-repository-control", is_flag=True, help="Let clients load and unload models by name.")
 @click.option("--watch", is_flag=True, help="Take up bundles that change, with no request lost.")
 @click.option("--watch-seconds", default=1.0, type=click.FloatRange(0.05), help="How often --watch looks.")
+@click.option("--build-engines", is_flag=True, help="Compile missing engines for this GPU; ONNX Runtime serves until.")
+@click.option("--engine-cache", metavar="DIR", help="Where those engines are kept; default: the user's cache folder.")
 @click.option("--device", type=DeviceType(), default="auto", show_default=True, help="Where models run.")
 @click.option("--backend", default="auto", type=click.Choice(["auto", "onnxruntime", "tensorrt", "rtx"]))
 @click.option("--strict", is_flag=True, help="Refuse to fall back from a GPU or an engine.")
@@ -101,7 +104,22 @@ def _command(bundles: tuple[str, ...], **given: Any) -> int:
         raise click.UsageError("expected a BUNDLE, or --repository DIR. Make one with export-model.")
     if bool(given["tls_cert"]) != bool(given["tls_key"]):
         raise click.UsageError("--tls-cert and --tls-key go together.")
+    _check_building(given)
     return serve(_settings(bundles, given))
+
+
+def _check_building(given: dict[str, Any]) -> None:
+    """Refuse what contradicts ``--build-engines``: until an engine is there, ONNX Runtime answers."""
+    if given["engine_cache"] and not given["build_engines"]:
+        raise click.UsageError("--engine-cache: nothing is kept there without --build-engines.")
+    against = {
+        "--backend": given["backend"] != "auto",
+        "--device cpu": given["device"] == "cpu",
+        "--strict": given["strict"],
+    }
+    if given["build_engines"] and any(against.values()):
+        named = next(name for name, contradicts in against.items() if contradicts)
+        raise click.UsageError(f"--build-engines: {named} contradicts it. Leave one of them out.")
 
 
 def _settings(bundles: tuple[str, ...], given: dict[str, Any]) -> Settings:
@@ -133,9 +151,19 @@ def _settings(bundles: tuple[str, ...], given: dict[str, Any]) -> Settings:
         limits=limits,
         access_log=given["access_log"],
         token=_token(given["token_file"]),
+        engines=_engine_folder(given["engine_cache"]) if given["build_engines"] else None,
         tls=(given["tls_cert"], given["tls_key"]) if given["tls_cert"] else None,
         **{name: given[name] for name in same},
     )
+
+
+def _engine_folder(asked: str | None) -> Path:
+    if asked:
+        return Path(asked)
+    folder = cache_folder()
+    if folder is None:
+        raise BackendError("--build-engines: this user has no cache folder. Pass --engine-cache DIR.")
+    return folder / "engines"
 
 
 def _token(file: str | None) -> str | None:

@@ -39,6 +39,9 @@ class Metrics:
         self._queue = histogram("queue_seconds", "Time a request waited for its run", _SECONDS)
         self._compute = histogram("compute_seconds", "Time of the run that answered a request", _SECONDS)
         self._batch = histogram("batch_rows", "Rows in a run of the backend", _ROWS)
+        self._builds = Counter(
+            "engineworks_engine_builds", "Engines compiled here, by outcome", ["outcome"], registry=self.registry
+        )
         self._reloads = Counter("engineworks_loads", "Versions loaded, by outcome", ["outcome"], registry=self.registry)
 
     def of(self, served: Served) -> "ModelMetrics":
@@ -61,6 +64,10 @@ class Metrics:
     def loaded(self, outcome: str) -> None:
         """Count a version that was loaded (``ok``) or refused (``refused``)."""
         self._reloads.labels(outcome).inc()
+
+    def built(self, outcome: str) -> None:
+        """Count an engine that was compiled here and took over (``ok``) or did not (``failed``)."""
+        self._builds.labels(outcome).inc()
 
     def watch(self, models: Models, budget: Budget, log: AccessLog) -> None:
         """Read these whenever the metrics are asked for."""

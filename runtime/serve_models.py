@@ -7,7 +7,7 @@ the event loop's thread changes what is served; bundles are opened and closed in
 import asyncio
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ class Models:
         opening: how bundles are opened.
         threads: where they are opened and closed.
         repository: a folder of bundles (``NAME/`` or ``NAME/VERSION/``) besides those named one by one.
+        better: gives, for a bundle's folder, the one to open instead: the same bundle with an engine for this GPU.
     """
 
     opening: Opening
@@ -39,6 +40,7 @@ class Models:
     sources: dict[Key, Path] = field(default_factory=dict)
     loaded: dict[str, dict[str, Served]] = field(default_factory=dict)
     refused: dict[Key, str] = field(default_factory=dict)
+    better: Callable[[Path], Path] = lambda path: path
 
     def add(self, text: str) -> None:
         """Take ``BUNDLE``, ``NAME=BUNDLE`` or ``NAME:VERSION=BUNDLE``; without a version, the next free one.
@@ -100,9 +102,7 @@ class Models:
         """
         loop = asyncio.get_running_loop()
         try:
-            served = await loop.run_in_executor(
-                self.threads, open_served, key[0], key[1], self.sources[key], self.opening
-            )
+            served = await loop.run_in_executor(self.threads, self._open, key, self.sources[key])
         except EngineworksError as error:
             self.refused[key] = str(error)
             raise
@@ -112,6 +112,15 @@ class Models:
         if before is not None:
             self._retire(before)
         return served
+
+    def _open(self, key: Key, source: Path) -> Served:
+        place = self.better(source)
+        if place != source:
+            try:
+                return open_served(*key, place, self.opening)
+            except EngineworksError as error:
+                _log.warning("model %s version %s: what was compiled here does not open: %s", *key, error)
+        return open_served(*key, source, self.opening)
 
     def unload(self, name: str) -> None:
         """Stop serving every version of a model; requests that hold one are still answered."""

@@ -3,6 +3,8 @@
 import asyncio
 import importlib.util
 import logging
+import os
+import signal
 import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.runtime.errors import BackendError
+from engineworks.runtime.serve_build import Build, better_by
 from engineworks.runtime.serve_grpc_server import beside
 from engineworks.runtime.serve_limits import Limits
 from engineworks.runtime.serve_log import AccessLog, Which, say
@@ -43,6 +46,8 @@ class Settings:
     access_log: Which
     token: str | None
     tls: tuple[str, str] | None
+    engines: Path | None = None
+    """Where engines that are compiled here are kept; None where none are."""
 
 
 def serve(settings: Settings) -> int:
@@ -53,10 +58,13 @@ def serve(settings: Settings) -> int:
         BackendError: a package is missing, nothing runs a bundle here, or the address is taken.
     """
     _check_packages(settings)
+    _heed_stop()
     logging.basicConfig(level=logging.WARNING, format="serve-model: %(message)s")
     with ThreadPoolExecutor(_THREADS, "engineworks-serve") as threads:
         repository = Path(settings.repository) if settings.repository else None
         models = Models(settings.opening, threads, repository)
+        if settings.engines is not None:
+            models.better = better_by(settings.engines, settings.opening)
         for text in settings.bundles:
             models.add(text)
         models.rescan()
@@ -71,6 +79,12 @@ def serve(settings: Settings) -> int:
         finally:
             for served in list(models.all()):
                 served.close()
+
+
+def _heed_stop() -> None:
+    """Let SIGTERM end the loading of models where this is a container's first process, which the kernel spares else."""
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -187,7 +201,9 @@ def _server(
 def _background(settings: Settings, models: Models, metrics: Any) -> list[Callable[[], Awaitable[Any]]]:
     from engineworks.runtime.serve_watch import Watch
 
-    return [Watch(models, metrics, settings.watch_seconds).run] if settings.watch else []
+    watch = [Watch(models, metrics, settings.watch_seconds).run] if settings.watch else []
+    build = [] if settings.engines is None else [Build(models, metrics, settings.engines).run]
+    return [*watch, *build]
 
 
 def _listening(settings: Settings, port: int) -> str:

@@ -81,11 +81,12 @@ def cache_paths(bundle: Bundle, record: EngineRecord, target: str) -> tuple[Path
     entry = bundle.manifest.files.get(record.file)
     name = f"{bundle.path.name}.{target}-{entry.sha256[:12] if entry else record.version}.rtx-cache"
     beside = bundle.path.absolute().parent / name
-    folder = _cache_folder()
+    folder = cache_folder()
     return (beside,) if folder is None else (beside, folder / "rtx" / name)
 
 
-def _cache_folder() -> Path | None:
+def cache_folder() -> Path | None:
+    """Return where what can be made again is kept; None where the user has no such place."""
     if asked := os.environ.get("ENGINEWORKS_CACHE"):
         return Path(asked)
     try:

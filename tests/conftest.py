@@ -284,3 +284,12 @@ def server(served_bundle: Path, two_bundle: Path, tmp_path_factory: pytest.TempP
     running = made.Running(arguments, tmp_path_factory.mktemp("server"))
     yield running
     running.stop()
+
+
+# --- images built for real, see containers.py
+
+
+@pytest.fixture(scope="session")
+def containers() -> Any:
+    """What builds an image and enters it; ``missing()`` says why that cannot be done here."""
+    return _module("containers", Path(__file__).parent / "containers.py")

@@ -42,12 +42,33 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
     assert (taken[0].port, taken[0].host, taken[0].opening.queue, taken[0].watch) == (2, "::1", 5, True)
 
 
+def test_engines_are_built_where_that_is_asked_and_kept_where_it_is_said(
+    taken: list[Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENGINEWORKS_CACHE", str(tmp_path))
+    for more in ([], ["--build-engines"], ["--build-engines", "--engine-cache", "here"]):
+        assert serve.main(["x", *more]) == 0
+    assert [one.engines for one in taken] == [None, tmp_path / "engines", Path("here")]
+
+
+def test_a_user_without_a_cache_folder_must_name_one(
+    taken: list[Settings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "cache_folder", lambda: None)
+    assert serve.main(["x", "--build-engines"]) == 1
+    assert "Pass --engine-cache DIR" in capsys.readouterr().err and not taken
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         ([], "expected a BUNDLE"),
         (["x", "--port", "70000"], "70000"),
         (["x", "--tls-cert", "a.pem"], "go together"),
+        (["x", "--engine-cache", "d"], "nothing is kept there without --build-engines"),
+        (["x", "--build-engines", "--strict"], "--build-engines: --strict contradicts it"),
+        (["x", "--build-engines", "--backend", "rtx"], "--build-engines: --backend contradicts it"),
+        (["x", "--build-engines", "--device", "cpu"], "--build-engines: --device cpu contradicts it"),
         (["x", "--max-memory-mb", "8"], "at least --max-body-mb"),
         (["x", "--config", "nowhere.toml"], "cannot be read"),
     ],

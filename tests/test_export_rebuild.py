@@ -1,0 +1,112 @@
+"""A bundle gets an engine for another GPU than it was made on, by the real compiler, without torch or onnx."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engineworks import runtime
+from engineworks.export import rebuild
+from engineworks.export.engine import read_plan_header
+from engineworks.runtime import engine_cache
+from engineworks.runtime.manifest import Precision
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+DATA = Path(__file__).parent / "data"
+FLOAT = Precision("fp32", {"fp32": 1})
+
+
+@pytest.fixture
+def plain(make_bundle: Callable[..., Path]) -> Path:
+    """A bundle in float32 without an engine."""
+    return make_bundle("four", {"model.onnx": (DATA / "four_classes.onnx").read_bytes()}, engines=(), precision=FLOAT)
+
+
+def arguments(bundle: Path, cache: Path, target: str = "sm89") -> list[str]:
+    return [str(bundle), "--cache", str(cache), "--target", target, "--flavour", "rtx"]
+
+
+def test_the_bundle_in_the_cache_has_an_engine_for_that_gpu(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rebuild.main(arguments(plain, tmp_path / "cache" / "deep")) == 0
+    entry = Path(capsys.readouterr().out.strip())
+    made, before = runtime.open_bundle(entry), runtime.open_bundle(plain)
+    made.verify()
+    (record,) = made.manifest.engines
+    header = read_plan_header(made.read(record.file))
+    assert (record.flavour, record.targets) == ("rtx", ("sm89",))
+    assert header is not None and header.targets == ("sm89",)
+    assert made.manifest.name == before.manifest.name
+    assert made.read("model.onnx") == before.read("model.onnx")
+    assert engine_cache.doubt(entry) == ""
+
+
+def test_what_the_cache_has_is_not_compiled_again(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rebuild.main(arguments(plain, tmp_path / "cache")) == 0
+    monkeypatch.setattr(rebuild, "compile_engine", lambda *_, **__: pytest.fail("compiled again"))
+    assert rebuild.main(arguments(plain, tmp_path / "cache")) == 0
+    first, second = capsys.readouterr().out.split()
+    assert first == second
+
+
+def test_a_damaged_entry_is_made_anew(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rebuild.main(arguments(plain, tmp_path / "cache")) == 0
+    entry = Path(capsys.readouterr().out.strip())
+    (engine,) = (entry / "engines").iterdir()
+    engine.write_bytes(engine.read_bytes()[:-1] + b"x")
+    assert rebuild.main(arguments(plain, tmp_path / "cache")) == 0
+    runtime.open_bundle(entry).verify()
+
+
+def test_a_gpu_that_the_compiler_does_not_know_is_one_sentence(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rebuild.main(arguments(plain, tmp_path / "cache", "sm90")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("rebuild: rtx: ") and "sm90" in said and said.count("\n") == 1
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_bundle_that_says_another_precision_than_the_compiler_reads_gets_none(
+    make_bundle: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"model.onnx": (DATA / "four_classes.onnx").read_bytes()}
+    bundle = make_bundle("four", files, engines=(), precision=Precision("bf16", {"bf16": 1}))
+    assert rebuild.main(arguments(bundle, tmp_path / "cache")) == 1
+    assert "asked for bf16" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_leaves_nothing(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    assert rebuild.main(arguments(plain, tmp_path / "file")) == 1
+    assert "rebuild: cannot" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_nothing(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("engineworks.runtime.files.NewFolder.write", full)
+    with pytest.raises(runtime.BundleError, match=r"No space left on device. Nothing was left behind"):
+        rebuild.rebuild(runtime.open_bundle(plain), tmp_path / "cache", "sm89", ("rtx",))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_it_needs_neither_torch_nor_onnx(plain: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules.update(torch=None, onnx=None, onnxscript=None)\n"
+        "from engineworks.export.rebuild import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments(plain, tmp_path / "cache")], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_dir()

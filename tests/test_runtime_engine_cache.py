@@ -1,0 +1,95 @@
+"""Which entry of the cache belongs to a bundle and a GPU, and which is not to be trusted."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engineworks.runtime import engine_cache, open_bundle
+from engineworks.runtime.cuda import Gpu
+from engineworks.runtime.engine_cache import doubt, entry_name, find_entry
+
+L4 = Gpu("sm89", name="L4")
+
+
+@pytest.fixture
+def kept(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Keep a copy of the bundle as an entry of the cache; RTX alone is installed."""
+    monkeypatch.setattr(engine_cache, "absent", lambda flavour: "" if flavour == "rtx" else "not there")
+
+    def keep(flavour: str = "rtx", version: str = "1.7", target: str = "sm89") -> Path:
+        entry = tmp_path / "cache" / entry_name(open_bundle(bundle), flavour, version, target)
+        shutil.copytree(bundle, entry)
+        return entry
+
+    return keep
+
+
+def test_an_entry_is_found_again(kept: Callable[..., Path], bundle: Path) -> None:
+    entry = kept()
+    assert find_entry(open_bundle(bundle), entry.parent, L4) == entry
+
+
+@pytest.mark.parametrize("other", [{"target": "sm86"}, {"flavour": "tensorrt"}])
+def test_another_gpus_or_an_absent_compilers_entry_is_not(
+    kept: Callable[..., Path], bundle: Path, other: dict[str, str]
+) -> None:
+    assert find_entry(open_bundle(bundle), kept(**other).parent, L4) is None
+
+
+def test_of_two_versions_the_later_made_is_taken(kept: Callable[..., Path], bundle: Path) -> None:
+    old, new = kept(version="1.8"), kept(version="1.9")
+    os.utime(old, (1, 1))
+    assert find_entry(open_bundle(bundle), old.parent, L4) == new
+
+
+def test_without_a_gpu_or_a_cache_there_is_none(kept: Callable[..., Path], bundle: Path, tmp_path: Path) -> None:
+    entry = kept()
+    assert find_entry(open_bundle(bundle), entry.parent, Gpu(None, "none")) is None
+    assert find_entry(open_bundle(bundle), tmp_path / "nowhere", L4) is None
+
+
+def test_the_name_changes_with_the_graph_and_not_with_the_day(make_bundle: Callable[..., Path]) -> None:
+    first, day = open_bundle(make_bundle()), "2027-01-01T00:00:00Z"
+    again = replace(first, manifest=replace(first.manifest, created=day, engines=(), tools={}))
+    other = open_bundle(
+        make_bundle("other", files={"model.onnx": b"x", "engines/rtx.engine": b"", "reference.npz": b""})
+    )
+    names = [entry_name(one, "rtx", "1.7", "sm89") for one in (first, again, other)]
+    assert names[0] == names[1] != names[2]
+
+
+def test_a_name_that_is_no_files_becomes_one(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    strange = replace(opened, manifest=replace(opened.manifest, name="../a b/é" + "x" * 300))
+    name = entry_name(strange, "rtx", "1.7", "sm89")
+    assert "/" not in name and not name.startswith(".") and len(name) < 150
+
+
+def test_an_entry_that_others_may_write_is_not_trusted(kept: Callable[..., Path], bundle: Path) -> None:
+    entry = kept()
+    assert doubt(entry) == ""
+    for place in (entry, entry / "manifest.json", entry / "engines", entry / "engines" / "rtx.engine"):
+        before = place.stat().st_mode
+        place.chmod(before | 0o020)
+        assert doubt(entry) == "another user may have written it", place
+        assert find_entry(open_bundle(bundle), entry.parent, L4) is None
+        place.chmod(before)
+
+
+def test_a_link_in_a_files_place_is_not_trusted(kept: Callable[..., Path]) -> None:
+    entry = kept()
+    (entry / "engines" / "rtx.engine").rename(entry / "engines" / "real")
+    (entry / "engines" / "rtx.engine").symlink_to("real")
+    assert doubt(entry) == "it holds something other than files"
+
+
+@pytest.mark.parametrize("damage", [lambda entry: (entry / "manifest.json").unlink(), shutil.rmtree])
+def test_what_is_no_bundle_is_not_trusted(kept: Callable[..., Path], damage: Callable[[Path], Any]) -> None:
+    entry = kept()
+    damage(entry)
+    assert doubt(entry)
