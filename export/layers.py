@@ -16,8 +16,10 @@ import numpy.typing as npt
 
 from engineworks.export.half import HalfType
 from engineworks.export.interpret import rounded
-from engineworks.export.steps import Steps, chance, clipping_noise, find_steps, rounding_noise
+from engineworks.export.steps import Steps, clipping_noise, find_steps, rounding_noise
 from engineworks.export.taps import Sums, Taps
+from engineworks.runtime.intervals import chance
+from engineworks.runtime.sketch import sketch
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +45,7 @@ class Layer:
         channel: where it is furthest beyond what rounding explains.
         channel_db: ``alone_db`` of that channel.
         excess: how many times as large its difference is there as it may be.
+        kept: ``(2, C, K)`` float32: a few numbers of the original's value and of the graph's (``runtime.sketch``).
     """
 
     value: str
@@ -54,6 +57,7 @@ class Layer:
     channels: int
     channel_db: float
     excess: float
+    kept: Array | None = field(default=None, repr=False, compare=False)
 
     @property
     def wrong(self) -> bool:
@@ -119,12 +123,13 @@ class _Walk:
     between: dict[str, float] = field(default_factory=dict)
     weights: "dict[str, torch.Tensor]" = field(default_factory=dict)
     steps: Steps = field(init=False)
+    read_as_weights: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
         import torch
 
         given = [torch.from_numpy(array.copy()) for array in self.inputs]
-        self.steps = find_steps(self.graph)
+        self.steps, self.read_as_weights = find_steps(self.graph), self.taps.read_as_weights()
         self._match(given)
         self.between = _between(self.graph, {*self.found, *self._names.values()}, self.values)
         self.taps.exact(given, self._see_true)
@@ -159,7 +164,7 @@ class _Walk:
         return min((0.0, *self.steps.shifts), key=lambda shift: abs(apart - shift))
 
     def _see_alone(self, name: str, result: "torch.Tensor") -> None:
-        if name in self.taps.read_as_weights():
+        if name in self.read_as_weights:
             self.weights[name] = result
         self.size[name] = _rms(result)
         if self._fits(name, result):
@@ -216,7 +221,14 @@ class _Walk:
             len(excess),
             _db(float(signal[channel]), float(difference[channel])),
             float(excess[channel]),
+            self._kept(name),
         )
+
+    def _kept(self, name: str) -> Array:
+        """Keep a few numbers of both; of a shifted value as the graph has it."""
+        got, true = self.values[self._names[name]], self.true[name]
+        moved = float(self.found[name].double().mean() - np.asarray(got, np.float64).mean())
+        return np.stack([sketch(true.numpy().reshape(got.shape) - np.float32(moved)), sketch(got)])
 
     def _allowed(self, name: str, alone: "torch.Tensor", read: tuple[str, ...]) -> "torch.Tensor":
         """Return by how much each channel may differ: a unit in the last place, and what sums lose.

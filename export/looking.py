@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -65,8 +65,14 @@ def as_json(layers: Sequence[Layer]) -> bytes:
     found = [
         {
             key: (round(value, 3) if math.isfinite(value) else None) if isinstance(value, float) else value
-            for key, value in asdict(layer).items()
+            for key, value in asdict(replace(layer, kept=None)).items()
+            if key != "kept"
         }
         for layer in layers
     ]
     return (json.dumps(found, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def kept(layers: Sequence[Layer]) -> dict[str, Array]:
+    """Return a few numbers of every value, by its name: what ``check-model --layers`` is held to on other hosts."""
+    return {layer.value: layer.kept for layer in layers if layer.kept is not None}
