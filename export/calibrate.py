@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engineworks.calibration.doctor import Expected, examine
+from engineworks.calibration.equalise import equalise
 from engineworks.calibration.images import open_images
 from engineworks.calibration.lint import lint
 from engineworks.calibration.observe import EVERY, Statistics, observe
@@ -41,6 +42,7 @@ Array = npt.NDArray[Any]
 Row = Mapping[str, Array]
 OnProgress = Callable[[str, float | None], None]
 SAMPLES = 8
+_EQUALISED = 25  # images on which channels are seen; what they show moves a grid, never an answer
 _SAME = 1e-5  # of a normalised level: float32 keeps more
 _AUTO: tuple[Method, ...] = ("minmax", "percentile", "mse")  # entropy clips what a ReLU network needs: on demand alone
 
@@ -161,8 +163,9 @@ def calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
 def _calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
     fit, held = job.images.divide()
     rows, few = _taken(fit, MOST_FIT), _taken(held, MOST_HELD)
-    notes = _examined(graph, job, rows)
-    record = _observed(graph, job, fit)
+    notes, digest = _examined(graph, job, rows), graph_sha256(graph)
+    graph = equalise(graph, rows[:_EQUALISED])
+    record = _observed(graph, digest, job, fit)
     made = _quantised(graph, job, record, rows, few)
     refused = next((finding for finding in lint(made.model) if finding.severity == "refuse"), None)
     if refused is not None:
@@ -204,9 +207,12 @@ def _examined(graph: "ModelProto", job: Calibrator, rows: Sequence[Row]) -> tupl
     return tuple(f"calibration images: {finding.fault}. {finding.sentence}" for finding in found)
 
 
-def _observed(graph: "ModelProto", job: Calibrator, fit: Images) -> Calibration:
-    """Observe the images that are not held out, or take what ``--calib-cache`` kept of the same graph and images."""
-    recipe, digest = job.recipe, graph_sha256(graph)
+def _observed(graph: "ModelProto", digest: str, job: Calibrator, fit: Images) -> Calibration:
+    """Observe the images that are not held out, or take what ``--calib-cache`` kept of the same graph and images.
+
+    ``digest`` is that of the graph as it was given, before its channels were equalised.
+    """
+    recipe = job.recipe
     cache = None if recipe.calib_cache is None else Path(recipe.calib_cache)
     if cache is not None and cache.is_file():
         kept = load_calibration(cache.read_bytes(), cache.name)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 from PIL import Image
 
+from engineworks.calibration.equalise import equalise
 from engineworks.calibration.placement import place
 from engineworks.calibration.quantise import Measured, Quality, quantise
 from engineworks.calibration.walk import Level, run_all, session
@@ -152,11 +153,12 @@ def main(folders: list[str]) -> None:
         found = agreement(reference, run_all(made, batches(others), optimise=optimise))
         print(f"{name:<44} {found.sqnr_db:6.2f} dB  {100 * found.top1:5.1f} %  {seconds:6.1f} s", flush=True)
 
-    measured = measure(graph, images)
+    equal = equalise(graph, batches(images[:25], 1))
+    measured = measure(equal, images)
     for quality, share in (("fast", 0.0), ("normal", 0.0), ("normal", 0.01), ("high", 0.0), ("high", 0.01)):
         began = time.perf_counter()
         kind: Quality = quality  # type: ignore[assignment]
-        made = quantise(graph, batches(images), measured, quality=kind, fp16_share=share)
+        made = quantise(equal, batches(images), measured, quality=kind, fp16_share=share)
         spent = time.perf_counter() - began
         say(f"engineworks, {quality}, {100 * made.fp16_share:.2f} % of it in FP16", made.model, spent)
         print(
