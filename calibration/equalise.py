@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engineworks.calibration.graph import Array, Floats, Graph
+from engineworks.calibration.graph import Array, Floats, Graph, attribute
 from engineworks.calibration.layers import Layer, read_bias, read_layer, read_weights
 from engineworks.calibration.observe import expose
 from engineworks.calibration.qdq import drop_unread, set_bias, set_weights
@@ -51,7 +51,7 @@ def equalise(model: "ModelProto", rows: Iterable[Mapping[str, Array]], *, power:
     if groups and power:
         largest = _largest(model, [name for group in groups for name in group.tensors], rows)
         for group in groups:
-            factors = _factors(np.max([largest[name] for name in group.tensors], axis=0), power)
+            factors = _factors(_loudness(graph, group, largest), power)
             for name in group.writers:
                 _scale_outputs(graph, name, factors)
             for name in group.readers:
@@ -88,12 +88,12 @@ def _gather(graph: Graph, first: str, group: Tied) -> bool:
         if node is not None and _writer(graph, node) is not None:
             group.writers.add(node.name)
         elif node is not None and _lets_through(graph, node):
-            waiting.extend(node.input)
+            waiting.extend(node.input[:1] if node.op_type == "Reshape" else node.input)
         else:
             whole = False
         whole &= name not in graph.outputs
         for reader, position in graph.readers.get(name, ()):
-            if position == 0 and _writer(graph, reader) is not None:
+            if position == 0 and _reads(graph, reader):
                 group.readers.add(reader.name)
             elif _lets_through(graph, reader):
                 waiting.append(reader.output[0])
@@ -108,10 +108,26 @@ def _writer(graph: Graph, node: "NodeProto") -> Layer | None:
     return layer if layer is not None and layer.takes_bias else None
 
 
+def _reads(graph: Graph, node: "NodeProto") -> bool:
+    """Tell whether a node is a layer whose weights can take a factor of its input's channels back."""
+    layer = read_layer(graph, node) if node.op_type == "Gemm" else _writer(graph, node)
+    return layer is not None
+
+
 def _lets_through(graph: Graph, node: "NodeProto") -> bool:
+    if node.op_type in {"Flatten", "Reshape"}:
+        return _flattens(graph, node)
     if node.op_type == "Add":
         return not any(graph.is_constant(name) for name in node.input)
     return node.op_type in _THROUGH and len(node.output) == 1
+
+
+def _flattens(graph: Graph, node: "NodeProto") -> bool:
+    """Tell whether ``(N, C, …)`` becomes ``(N, C · …)``: what belongs to a channel stays together."""
+    if node.op_type == "Flatten":
+        return int(attribute(node, "axis", 1)) == 1
+    sizes = graph.constant(node.input[1])
+    return sizes is not None and sizes.size == 2 and int(sizes.ravel()[0]) == 0 and not attribute(node, "allowzero", 0)
 
 
 def _largest(model: "ModelProto", names: Sequence[str], rows: Iterable[Mapping[str, Array]]) -> dict[str, Floats]:
@@ -122,6 +138,13 @@ def _largest(model: "ModelProto", names: Sequence[str], rows: Iterable[Mapping[s
             most = np.abs(np.asarray(values, np.float32)).max(axis=(0, *range(2, values.ndim)))
             found[name] = np.maximum(found[name], most) if name in found else most
     return found
+
+
+def _loudness(graph: Graph, group: Tied, largest: Mapping[str, Floats]) -> Floats:
+    """Return the largest magnitude of each channel over a group, ``(C,)``; what was flattened has nothing to add."""
+    channels = len(read_bias(graph, _layer(graph, next(iter(group.writers)))))
+    rows = [largest[name] for name in group.tensors if len(largest[name]) == channels]
+    return np.asarray(np.max(rows, axis=0), np.float32)
 
 
 def _factors(largest: Floats, power: float) -> Array:
@@ -148,9 +171,16 @@ def _scale_outputs(graph: Graph, name: str, factors: Array) -> None:
 
 
 def _scale_inputs(graph: Graph, name: str, factors: Array) -> None:
-    """Scale what each input channel is multiplied with; a group's outputs read that group's inputs alone."""
+    """Scale what each input channel is multiplied with; a group's outputs read that group's inputs alone.
+
+    A matrix behind a flattening reads as many numbers of each channel as its plane has.
+    """
     layer = _layer(graph, name)
     weights = read_weights(graph, layer)
+    if layer.kind == "Gemm":
+        each = np.repeat(factors, weights.shape[1 - layer.axis] // len(factors))
+        set_weights(graph, layer, weights * np.expand_dims(each, layer.axis))
+        return
     outputs, inputs = weights.shape[:2]
     parts = weights.reshape(layer.groups, outputs // layer.groups, inputs, -1)
     set_weights(graph, layer, (parts * factors.reshape(layer.groups, 1, inputs, 1)).reshape(weights.shape))

@@ -41,10 +41,14 @@ def model(nodes: list[Any], spread: float = 1.0, seed: int = 0) -> Any:
         stored[part.input[1]] = (loud * rng.normal(0, 0.3, (16, 16 // group, window, window))).astype(np.float32)
         if len(part.input) > 2:
             stored[part.input[2]] = rng.standard_normal(16).astype(np.float32)
+    stored |= {"sizes": np.array([0, 16 * 36]), "free": np.array([-1, 16 * 36])}
+    stored["g.w"] = rng.normal(0, 0.3, (5, 16)).astype(np.float32)
+    stored["h.w"] = rng.normal(0, 0.3, (16 * 36, 5)).astype(np.float32)
     read = {name for part in nodes for name in part.input}
+    shape = ["n", "c", "h", "w"][: 2 if nodes[-1].op_type == "Gemm" else 4]
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16, 6, 6])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "c", "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(value, name) for name, value in stored.items() if name in read],
     )  # fmt: skip
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -69,6 +73,17 @@ CHAINS: dict[str, tuple[list[Any], list[set[str]]]] = {
         [conv("x", "a"), conv("a", "b"), conv("b", "c"), node("Add", "a c", "s"), node("Relu", "s", "r"),
          node("MaxPool", "r", "m", kernel_shape=[3, 3], pads=[1] * 4), conv("m", "y")],
         [{"a", "c", "s", "r", "m"}, {"b"}],
+    ),
+    "a classifier": (
+        [conv("x", "a"), node("Relu", "a", "r"), node("GlobalAveragePool", "r", "p"), node("Flatten", "p", "f"),
+         node("Gemm", "f g.w", "y", transB=1)],
+        [{"a", "r", "p", "f"}],
+    ),
+    "a classifier of every pixel": (
+        [conv("x", "a"), node("Reshape", "a sizes", "f"), node("Gemm", "f h.w", "y", transB=0)], [{"a", "f"}],
+    ),
+    "a matrix of mixed rows": (
+        [conv("x", "a"), node("Reshape", "a free", "f"), node("Gemm", "f h.w", "y", transB=0)], [],
     ),
     "a ReLU6": ([conv("x", "a"), node("Clip", "a zero six", "r"), conv("r", "y")], []),
     "a sum with the input": ([conv("x", "a"), node("Add", "x a", "s"), conv("s", "y")], []),
