@@ -76,7 +76,7 @@ def layers_line(name: str, layers: "Sequence[Layer]") -> str:
     """Say how near a graph's layers are to the original's own, each on the inputs that it had."""
     worst, noisiest = max(layers, key=lambda layer: layer.excess), min(layers, key=lambda layer: layer.db)
     return (
-        f"{name}: {len(layers)} values beside PyTorch's own; the furthest differs by {worst.excess:.2g} of what "
+        f"{name}: {len(layers)} values that PyTorch has too; the furthest differs by {worst.excess:.2g} of what "
         f"rounding explains ({worst.module or worst.value}), the noisiest keeps {noisiest.db:.1f} dB "
         f"({noisiest.module or noisiest.value})"
     )

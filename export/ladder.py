@@ -239,6 +239,8 @@ class Ladder:
         if not self.recipe.layers:
             return ()
         layers = seen()
+        if not layers:
+            raise ExportError(f"--layers: onnx-{name} has no value of floating point that PyTorch has too.")
         if first_wrong(layers):
             raise ParityError(f"onnx-{name}: its outputs agree, a layer does not.{blame(layers)} Nothing was written.")
         self.say_layers(name, layers)

@@ -33,6 +33,19 @@ _SMALLEST = {None: 2.0**-126, "fp16": 2.0**-24, "bf16": 2.0**-126}
 _MARGIN = 2.0  # one bit, as in every comparison
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A few numbers of a value, as the graph has it.
+
+    Attributes:
+        values: ``(2, C, K)`` float32: of the original, and of the graph (``runtime.sketch``).
+        allowed: ``(C,)`` float32: what rounding explains of each channel, alone.
+    """
+
+    values: Array
+    allowed: Array
+
+
 @dataclass(frozen=True)
 class Layer:
     """One value of the graph beside PyTorch's.
@@ -46,7 +59,7 @@ class Layer:
         channel: where it is furthest beyond what rounding explains.
         channel_db: ``alone_db`` of that channel.
         excess: how many times as large its difference is there as it may be.
-        kept: ``(2, C, K)`` float32: a few numbers of the original's value and of the graph's (``runtime.sketch``).
+        kept: a few numbers of it, for other hosts.
     """
 
     value: str
@@ -58,7 +71,7 @@ class Layer:
     channels: int
     channel_db: float
     excess: float
-    kept: Array | None = field(default=None, repr=False, compare=False)
+    kept: Kept | None = field(default=None, repr=False, compare=False)
 
     @property
     def wrong(self) -> bool:
@@ -162,7 +175,7 @@ class _Walk:
         if self._fits(name, result):
             self.true[name] = result.clone()
             got, gain = self.found[name].reshape(result.shape), self._gain(name, result)
-            self.moved[name] = self._shift(result * gain, got)
+            self.moved[name] = self._shift(name, result * gain, got)
             self.found[name] = (got + self.moved[name]) / gain
 
     def _gain(self, name: str, like: "torch.Tensor") -> "torch.Tensor":
@@ -175,10 +188,11 @@ class _Walk:
         each = torch.from_numpy(np.repeat(factors, like.shape[1] // len(factors))).to(like)
         return each.reshape(1, -1, *[1] * (like.dim() - 2))
 
-    def _shift(self, result: "torch.Tensor", got: "torch.Tensor") -> float:
+    def _shift(self, name: str, result: "torch.Tensor", got: "torch.Tensor") -> float:
         """Return how far a tensor of a quantised graph stands from the original's: where 128 steps explain it."""
         apart = float((result - got).median())
-        return min((0.0, *self.steps.shifts), key=lambda shift: abs(apart - shift))
+        may = self.steps.shifts.get(self._names.get(name, name), ())
+        return min((0.0, *may), key=lambda shift: abs(apart - shift))
 
     def _see_alone(self, name: str, result: "torch.Tensor") -> None:
         if name in self.read_as_weights:
@@ -213,11 +227,13 @@ class _Walk:
 
         right, got = torch.from_numpy(array.copy()), torch.from_numpy(self.values[value].copy())
         difference, signal = _by_channel(got - right), _by_channel(right)
-        excess = difference / (_MARGIN * _UNIT[None] * signal + _SMALLEST[None])
+        allowed = _MARGIN * _UNIT[None] * signal + _SMALLEST[None]
+        excess = difference / allowed
+        kept = Kept(np.stack([sketch(array), sketch(self.values[value])]), allowed.numpy().astype(np.float32))
         channel = int(excess.argmax())
         db = _db(_rms(right), _rms(got - right))
         worst = _db(float(signal[channel]), float(difference[channel]))
-        return Layer(value, "preprocessing", (), db, db, channel, len(excess), worst, float(excess[channel]))
+        return Layer(value, "preprocessing", (), db, db, channel, len(excess), worst, float(excess[channel]), kept)
 
     def layer(self, name: str, read: tuple[str, ...], module: str) -> Layer | None:
         if name not in self.noise or name in self.taps.inputs():
@@ -238,14 +254,17 @@ class _Walk:
             len(excess),
             _db(float(signal[channel]), float(difference[channel])),
             float(excess[channel]),
-            self._kept(name),
+            self._kept(name, allowed),
         )
 
-    def _kept(self, name: str) -> Array:
-        """Keep a few numbers of both; of a shifted value as the graph has it."""
+    def _kept(self, name: str, allowed: "torch.Tensor") -> Kept:
+        """Keep a few numbers of both; of a shifted or equalised value as the graph has it."""
         got, true = self.values[self._names[name]], self.true[name]
-        as_there = true * self._gain(name, true) - self.moved[name]
-        return np.stack([sketch(as_there.numpy().reshape(got.shape)), sketch(got)])
+        gain = self._gain(name, true)
+        as_there = (true * gain - self.moved[name]).numpy().reshape(got.shape)
+        there = (allowed * gain.flatten()).numpy().astype(np.float32)
+        same = len(there) == (got.shape[1] if got.ndim > 1 else 1)  # else the graph has it in another shape
+        return Kept(np.stack([sketch(as_there), sketch(got)]), there if same else there.min(keepdims=True))
 
     def _allowed(self, name: str, alone: "torch.Tensor", read: tuple[str, ...]) -> "torch.Tensor":
         """Return by how much each channel may differ: a unit in the last place, and what sums lose.

@@ -77,5 +77,9 @@ def as_json(layers: Sequence[Layer]) -> bytes:
 
 
 def kept(layers: Sequence[Layer]) -> dict[str, Array]:
-    """Return a few numbers of every value, by its name: what ``check-model --layers`` is held to on other hosts."""
-    return {layer.value: layer.kept for layer in layers if layer.kept is not None}
+    """Return a few numbers of every value, by its place: what ``check-model --layers`` is held to on other hosts."""
+    found: dict[str, Array] = {}
+    for index, layer in enumerate(layers):
+        assert layer.kept is not None, layer.value
+        found |= {f"{index}/values": layer.kept.values, f"{index}/allowed": layer.kept.allowed}
+    return found

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 _LEVELS = 128
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,13 @@ class Steps:
     """The steps of a graph's grids.
 
     ``read`` leads from a value to the tensors that are quantised before the node which makes it, with their steps;
-    ``weights`` to the steps of that node's int8 weights, one for each output channel.
+    ``weights`` to the steps of that node's int8 weights, one for each output channel; ``shifts`` to how far it may
+    stand from where the original has it: 128 steps of what it becomes with no layer between (``calibration.shift``).
     """
 
     read: Mapping[str, tuple[tuple[str, float], ...]]
     weights: Mapping[str, Array]
-
-    @property
-    def shifts(self) -> tuple[float, ...]:
-        """How far tensors may stand from where the original has them: 128 of their steps (``calibration.shift``)."""
-        found = {step for reads in self.read.values() for _, step in reads}
-        return tuple(_LEVELS * step for step in sorted(found))
+    shifts: Mapping[str, tuple[float, ...]]
 
 
 def find_steps(model: "ModelProto") -> Steps:
@@ -55,7 +52,23 @@ def find_steps(model: "ModelProto") -> Steps:
             scales = graph.constant(made.input[1])
             assert scales is not None, made.name
             weights[node.output[0]] = np.asarray(scales, np.float64).reshape(-1)
-    return Steps(read, weights)
+    return Steps(read, weights, _shifts(graph, read))
+
+
+def _shifts(graph: Graph, read: Mapping[str, tuple[tuple[str, float], ...]]) -> dict[str, tuple[float, ...]]:
+    """Follow each quantised tensor back to the layers that make it: all on the way may be shifted with it."""
+    found: dict[str, set[float]] = {}
+    for source, step in {one for reads in read.values() for one in reads}:
+        waiting, seen = [source], set[str]()
+        while waiting:
+            name = waiting.pop()
+            node = graph.producer.get(name)
+            if name in seen or node is None:
+                continue
+            seen.add(name)
+            found.setdefault(name, set()).add(_LEVELS * step)
+            waiting.extend([] if node.op_type in _PRODUCTS else node.input)
+    return {name: tuple(sorted(shifts)) for name, shifts in found.items()}
 
 
 def _quantised(graph: Graph, name: str) -> Iterator[tuple[str, float]]:

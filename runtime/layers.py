@@ -1,8 +1,8 @@
 """Every layer of a bundle's graph again, on this host: against what it computed where it was proven, without PyTorch.
 
 ``export-model --layers`` keeps a few values of each tensor, the original's and the graph's. Here ONNX Runtime runs the
-graph with all of them as outputs. Each must come as near to the original's as it did there, less one bit, and what
-chance does to a mean of few.
+graph with all of them as outputs. Each must come as near to the original's as it did there, less one bit, what one
+layer's rounding explains, and what chance does to a mean of few.
 """
 
 import io
@@ -77,22 +77,27 @@ def check_layers(bundle: Bundle, device: Device = "auto") -> Iterator[LayersAgai
     missing = [name for name in (LAYERS, LAYER_VALUES) if name not in bundle.manifest.files]
     if missing:
         raise BundleError(f"bundle {bundle.path.name}: it holds no {missing[0]}. Re-run export-model with --layers.")
-    modules = {layer["value"]: layer["module"] for layer in json.loads(bundle.read(LAYERS))}
+    known = json.loads(bundle.read(LAYERS))
     with np.load(io.BytesIO(bundle.read(LAYER_VALUES)), allow_pickle=False) as file:
         kept = {name: file[name] for name in file.files}
+    if not known or set(kept) != {f"{index}/{part}" for index in range(len(known)) for part in ("values", "allowed")}:
+        raise BundleError(f"bundle {bundle.path.name}: {LAYERS} and {LAYER_VALUES} do not fit. Re-run export-model.")
     stored = stored_reference(bundle)
     places: list[Device] = ["cpu", "cuda"] if device == "auto" else [device]
     for place in places:
         try:
-            values = _values(bundle, place, stored, [name for name in modules if name in kept])
+            values = _values(bundle, place, stored, [layer["value"] for layer in known])
         except BackendError as error:
             yield LayersAgain(f"onnxruntime-{place}", problem=str(error))
             continue
-        layers = tuple(_again(name, modules[name], kept[name], value) for name, value in values)
+        layers = tuple(
+            _again(layer["value"], layer["module"], (kept[f"{index}/values"], kept[f"{index}/allowed"]), values[index])
+            for index, layer in enumerate(known)
+        )
         yield LayersAgain(f"onnxruntime-{place}", layers)
 
 
-def _values(bundle: Bundle, place: Device, stored: dict[str, Array], names: Sequence[str]) -> list[tuple[str, Floats]]:
+def _values(bundle: Bundle, place: Device, stored: dict[str, Array], names: Sequence[str]) -> list[Floats]:
     manifest = bundle.manifest
     on_cpu = place == "cpu" and manifest.precision.asked != "int8"  # int8's own graph for CPUs has other values
     graph = bundle.read(str(manifest.graph.get("cpu", GRAPH)) if on_cpu else GRAPH)
@@ -109,19 +114,18 @@ def _values(bundle: Bundle, place: Device, stored: dict[str, Array], names: Sequ
         answers = session.run(inputs, list(names))
     finally:
         session.close()
-    return [(name, np.asarray(answer, np.float32)) for name, answer in zip(names, answers, strict=True)]
+    return [np.asarray(answer, np.float32) for answer in answers]
 
 
-def _again(name: str, module: str, kept: Array, value: Floats) -> LayerAgain:
-    """Hold a value's sketch against what was kept: the original's, and the graph's where it was proven."""
-    true, proven = kept[0].astype(np.float64), kept[1].astype(np.float64)
+def _again(name: str, module: str, kept: tuple[Array, Array], value: Floats) -> LayerAgain:
+    """Hold a value's sketch against what was kept: the original's, the graph's where it was proven, and rounding."""
+    true, proven = kept[0][0].astype(np.float64), kept[0][1].astype(np.float64)
     now = sketch(value).astype(np.float64)
     if now.shape != true.shape:
         raise BundleError(f"value {name}: expected {true.shape} kept values, got {now.shape}. Re-run export-model.")
     before, after = _noise(proven - true), _noise(now - true)
     allowed = _MARGIN * chance(now.shape[1]) * np.maximum(before, _noise((proven - true).reshape(1, -1)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        excess = np.where(after == 0, 0.0, after / allowed)
+    excess = after / (allowed + kept[1].astype(np.float64))
     excess[~np.isfinite(after)] = math.inf
     channel = int(excess.argmax())
     finite = bool(np.isfinite(now).all())

@@ -146,3 +146,9 @@ def test_without_the_factors_that_graph_would_be_blamed(tmp_path: Path, monkeypa
     monkeypatch.setattr(looking, "compare_layers", lambda *arguments: right(*arguments[:6]))
     with pytest.raises(ParityError, match="its outputs agree, a layer does not"):
         test_int8_graphs_are_looked_at_as_the_original_whatever_was_shifted_and_equalised(tmp_path, "fast")
+
+
+def test_where_no_value_can_be_compared_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder, "look", lambda *arguments: [])
+    with pytest.raises(ExportError, match="--layers: onnx-fp32 has no value of floating point that PyTorch has too"):
+        export_model(recipe(layers=True), tmp_path / "out", use_cache=False)

@@ -34,12 +34,12 @@ def test_the_steps_of_what_a_layer_reads_are_found_through_the_cast_behind_it() 
     found = find_steps(graph())
     assert found.read == {"c": (("x", 0.5),), "y": (("x", 0.5),)}
     assert [*found.weights["y"]] == [1, 2, 3, 4, 5, 6]
-    assert found.shifts == (64.0,)
+    assert found.shifts == {}  # the graph's own input is not shifted
 
 
 def test_a_graph_without_grids_has_no_steps() -> None:
     plain = helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [], []))
-    assert find_steps(plain).read == {} and find_steps(plain).shifts == ()
+    assert find_steps(plain).read == {} and find_steps(plain).shifts == {}
 
 
 def test_rounding_noise_is_what_rounding_random_numbers_gives() -> None:
@@ -52,3 +52,9 @@ def test_rounding_noise_is_what_rounding_random_numbers_gives() -> None:
 def test_clipping_noise_counts_what_lies_beyond_both_ends_alone() -> None:
     assert clipping_noise(np.array([127.0, -128.0]), 1.0) == 0
     assert clipping_noise(np.array([130.0, -129.0, 0.0, 0.0]), 1.0) == pytest.approx(math.sqrt((9 + 1) / 4))
+
+
+def test_what_leads_to_a_quantised_tensor_may_be_shifted_and_nothing_before_its_layer() -> None:
+    text = GRAPH.replace("y = Cast<to = 10>(c)", "b = Relu(c)\n    e = Relu(b)\n    qe = QuantizeLinear(e, s, z)\n"
+        "    de = DequantizeLinear(qe, s, z)\n    f = Conv(de, v)\n    y = Cast<to = 10>(f)")  # fmt: skip
+    assert find_steps(parse_model(text)).shifts == dict.fromkeys(["c", "b", "e"], (64.0,))

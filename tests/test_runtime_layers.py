@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,11 +102,39 @@ def test_values_of_another_shape_are_refused(made: dict[str, Bundle], tmp_path: 
     shutil.copytree(made["fp32"].path, tmp_path / "copy")
     files = {name: made["fp32"].read(name) for name in made["fp32"].manifest.files}
     stream = io.BytesIO()
-    np.savez(stream, c1=np.zeros((2, 6, 3), np.float32))
+    with np.load(io.BytesIO(files["layers.npz"])) as kept:
+        np.savez(stream, **{name: kept[name] for name in kept.files} | {"0/values": np.zeros((2, 6, 3), np.float32)})
     files["layers.npz"] = stream.getvalue()
     bundle = write_bundle(tmp_path / "odd", replace(made["fp32"].manifest, files={}), files)
     with pytest.raises(BundleError, match=r"value c1: expected \(6, 3\) kept values"):
         list(check_layers(bundle, "cpu"))
+
+
+def test_a_value_without_kept_numbers_is_never_skipped(made: dict[str, Bundle], tmp_path: Path) -> None:
+    files = {name: made["fp32"].read(name) for name in made["fp32"].manifest.files}
+    stream = io.BytesIO()
+    with np.load(io.BytesIO(files["layers.npz"])) as kept:
+        np.savez(stream, **{name: kept[name] for name in kept.files if not name.startswith("3/")})
+    bundle = write_bundle(
+        tmp_path / "less", replace(made["fp32"].manifest, files={}), files | {"layers.npz": stream.getvalue()}
+    )
+    with pytest.raises(BundleError, match=r"layers\.json and layers\.npz do not fit"):
+        list(check_layers(bundle, "cpu"))
+
+
+def test_one_unit_in_the_last_place_on_another_host_is_no_alarm(
+    made: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engineworks.runtime import layers
+
+    right = layers._values
+
+    def elsewhere(*arguments: Any) -> list[Any]:
+        return [np.nextafter(value, np.float32(np.inf)) for value in right(*arguments)]
+
+    monkeypatch.setattr(layers, "_values", elsewhere)
+    (found,) = check_layers(made["fp32"], "cpu")  # some of whose values equal PyTorch's bit for bit
+    assert found.wrong is None
 
 
 def test_against_and_layers_are_two_questions(made: dict[str, Bundle]) -> None:
