@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,15 @@ from engineworks.calibration.images import open_images
 from engineworks.calibration.lint import lint
 from engineworks.calibration.observe import EVERY, Statistics, observe
 from engineworks.calibration.placement import place
-from engineworks.calibration.quantise import MOST_FIT, MOST_HELD, Measured, Quantised, layer_noise, quantise
+from engineworks.calibration.quantise import (
+    MOST_FIT,
+    MOST_HELD,
+    Destination,
+    Measured,
+    Quantised,
+    layer_noise,
+    quantise,
+)
 from engineworks.calibration.record import (
     Calibration,
     check_fresh,
@@ -36,6 +44,7 @@ from engineworks.export.recipe import Recipe
 from engineworks.runtime.errors import ExportError, InputError
 from engineworks.runtime.manifest import Scores, Tensor
 from engineworks.runtime.preprocessing import Preprocessing, normalise
+from engineworks.runtime.trt_runtime import Flavour
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -60,6 +69,7 @@ class Calibrator:
         say: told a step, its outcome in words, and whether that is a warning.
         on_progress: told what is being done, and how much of it is.
         labels, scores: the network's classes, and how it ranks them.
+        flavour: the compiler that layers are chosen for; ``tensorrt``, whose rules are documented, where there is none.
     """
 
     recipe: Recipe
@@ -70,6 +80,7 @@ class Calibrator:
     on_progress: OnProgress
     labels: tuple[str, ...] = ()
     scores: Scores = "logits"
+    flavour: Flavour = "tensorrt"
 
 
 @dataclass(frozen=True)
@@ -251,7 +262,8 @@ def _observed(graph: "ModelProto", job: Calibrator, fit: Images) -> Calibration:
         return kept
     methods: tuple[Method, ...] = _AUTO if recipe.calib_method == "auto" else (recipe.calib_method,)
     began = time.monotonic()
-    names = list(dict.fromkeys((*place(graph).activations, *twin_tensors(graph))))
+    wanted = (name for flavour in get_args(Flavour) for name in place(graph, flavour=flavour).activations)
+    names = list(dict.fromkeys((*wanted, *twin_tensors(graph))))  # for every compiler: the cache knows of none
     statistics = observe(graph, names, fit, on_progress=_told(job.on_progress))
     record = _recorded(statistics, methods, job, digest)
     job.say("calibration", f"{statistics.images} images observed in {time.monotonic() - began:.1f} s", False)
@@ -295,6 +307,11 @@ class _Bench:
     began: float = field(default_factory=time.monotonic)
 
     @property
+    def to(self) -> Destination:
+        """What the graph is meant for."""
+        return Destination(self.job.recipe.int8_rest, self.job.flavour)
+
+    @property
     def measured(self) -> Measured:
         """What was observed, as quantising takes it."""
         tensors = self.record.tensors
@@ -314,7 +331,7 @@ class _Bench:
             method=method or recipe.calib_method,
             quality=recipe.quality,
             fp16_share=leave,
-            rest=recipe.int8_rest,
+            to=self.to,
             on_progress=on_part or self._tell,
         )
 
@@ -327,12 +344,11 @@ def _shop(bench: _Bench) -> Shop:
 
     def noise(method: str, on_part: OnPart) -> Mapping[str, float]:
         return layer_noise(
-            bench.graph, bench.rows, bench.measured, method, quality=recipe.quality, rest=recipe.int8_rest,
-            on_progress=on_part,
+            bench.graph, bench.rows, bench.measured, method, quality=recipe.quality, to=bench.to, on_progress=on_part,
         )  # fmt: skip
 
     return Shop(
-        layers=len(place(bench.graph).layers),
+        layers=len(place(bench.graph, flavour=job.flavour).layers),
         build=bench.quantise,
         noise=noise,
         typed=(lambda model: to_half(model, "fp16")) if recipe.int8_rest == "fp16" else None,
@@ -372,6 +388,9 @@ def _completed(record: Calibration, made: Quantised) -> Calibration:
 
 
 def _left_out(made: Quantised) -> Iterable[str]:
+    turned = {one.node: one.why for one in made.decisions if one.role == "input" and one.rule == "transposed"}
+    if turned:
+        yield f"int8: {', '.join(turned)} stay in the float type: {next(iter(turned.values()))}"
     if made.left_out:
         yield (
             f"int8: {len(made.left_out)} layers stay in the float type, {made.fp16_share:.2%} of the multiply-adds: "

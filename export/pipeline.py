@@ -171,6 +171,7 @@ def _calibrator(job: Job, original: Original) -> "Calibrator | None":
         job.on_progress,
         job.source.labels,
         job.source.scores,
+        job.choice.flavour or "tensorrt",
     )
 
 

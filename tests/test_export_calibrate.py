@@ -237,6 +237,36 @@ def test_a_network_of_layers_too_small_for_int8_is_refused(tmp_path: Path, folde
     assert "no layer of this network suits int8" in refused(recipe, tmp_path)
 
 
+UP = """
+from torch import nn
+def make():
+    stem, up = nn.Conv2d(3, 16, 3, padding=1), nn.ConvTranspose2d(16, 16, 2, 2)
+    return nn.Sequential(stem, nn.ReLU(), up, nn.ReLU(), nn.Conv2d(16, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+@pytest.mark.parametrize("engine", [pytest.param("rtx", marks=pytest.mark.skipif(not RTX, reason="no rtx")), "none"])
+def test_a_transposed_convolution_is_int8_but_where_rtx_would_compute_it_in_float16(
+    engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(UP)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((16, 3, 12, 12)).astype(np.float32))
+    flags = f"--int8 --shape 3x12x12 --quality fast --no-cache --batch 1:2:4 --engine {engine} --calib-data".split()
+    data, out = str(tmp_path / "x.npy"), str(tmp_path / "out")
+    assert export_main([f"{tmp_path / 'net.py'}:make", *flags, data, "-o", out]) == 0
+    said = capsys.readouterr().err
+    realised = runtime.open_bundle(Path(out)).manifest.precision.realised
+    assert inspect_main([out, "--why"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    float_weights = [line for line in lines if line.startswith("  float") and ": weight " in line]
+    if engine == "none":
+        assert realised == {"int8": 3} and float_weights == []
+    else:
+        assert realised == {"float16": 1, "int8": 2}
+        assert "[transposed] TensorRT-RTX computes int8 transposed" in "".join(float_weights)
+        assert "all 3 weighted layers as asked" in said and "stay in the float type: TensorRT-RTX computes" in said
+
+
 def test_the_command_line_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert export_main(["lenet5", "--int8"]) == 2
     assert "--int8 needs --calib-data" in capsys.readouterr().err
