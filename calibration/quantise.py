@@ -221,7 +221,8 @@ def _split(
     fixed = _fixed_rows(model)
     if held_out is not None:
         most = max(min(_FIT[quality], _affordable(model, rows[0])), fixed, 1)
-        return _grouped(rows[:most], fixed), _grouped(list(_rows(held_out))[:MOST_HELD], fixed), ()
+        few = list(_rows(held_out))[: max(MOST_HELD, fixed)]
+        return _grouped(rows[:most], fixed), _grouped(few, fixed), ()
     if len(rows) < 4 * max(fixed, 1):
         groups = _grouped(rows, fixed)
         return groups, groups, (f"{len(rows)} images: none could be held out of the fit.",)

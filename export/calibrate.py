@@ -82,6 +82,11 @@ class Calibrator:
     scores: Scores = "logits"
     flavour: Flavour = "tensorrt"
 
+    @property
+    def parts(self) -> tuple[Images, Images]:
+        """The images to fit on, and those held out: a quarter, or more where a fixed batch takes them."""
+        return _divided(self.images, self.recipe)
+
 
 @dataclass(frozen=True)
 class Calibrated:
@@ -111,13 +116,14 @@ def open_calibration(
         say: told of each image that is left out, and why.
 
     Raises:
-        ExportError: no such data, fewer than 8 images, or images that do not fit the network.
+        ExportError: no such data, fewer than 8 images or than two of a fixed batch, or images that do not fit the
+            network.
     """
     tensors = [Tensor(spec.name, spec.dtype, ("batch", *spec.shape)) for spec in inputs]
     known = normalised_before(preprocessing)
     assert recipe.calib_data is not None
     try:
-        return open_images(
+        images = open_images(
             recipe.calib_data,
             tensors,
             known,
@@ -126,6 +132,21 @@ def open_calibration(
         )
     except InputError as error:
         raise ExportError(str(error)) from error
+    _divided(images, recipe)
+    return images
+
+
+def _divided(images: Images, recipe: Recipe) -> tuple[Images, Images]:
+    try:
+        return images.divide(least=_fixed(recipe))
+    except InputError as error:
+        mend = f"Give as many and --calib-images {2 * _fixed(recipe)}, or another --batch."
+        raise ExportError(f"{error} {mend}") from error
+
+
+def _fixed(recipe: Recipe) -> int:
+    """Return the rows that every run of the graph takes; 1 where the batch is free."""
+    return recipe.batch.max if recipe.batch.min == recipe.batch.max else 1
 
 
 def normalised_before(preprocessing: Mapping[str, Any] | None) -> Preprocessing | None:
@@ -133,17 +154,17 @@ def normalised_before(preprocessing: Mapping[str, Any] | None) -> Preprocessing 
     return None if preprocessing is None else replace(Preprocessing.from_json(preprocessing), in_graph=False)
 
 
-def held_out_samples(images: Images, pictures: Preprocessing | None = None) -> dict[str, Array]:
+def held_out_samples(held: Images, pictures: Preprocessing | None = None) -> dict[str, Array]:
     """Return up to 8 held-out images as one batch: what every graph is compared on.
 
     Args:
-        images: all that were chosen.
+        held: those that are held out (``Calibrator.parts``).
         pictures: how they were normalised, where they are wanted as they were before: uint8, channels last.
 
     Raises:
         ExportError: an image that does not fit, or too many that cannot be read; or arrays that are no pictures.
     """
-    rows = _taken(images.divide()[1], SAMPLES)
+    rows = _taken(held, SAMPLES)
     batch = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     return batch if pictures is None else {name: _as_pictures(array, pictures) for name, array in batch.items()}
 
@@ -176,9 +197,10 @@ def calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
 
 
 def _calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
-    fit, held = job.images.divide()
+    fit, held = job.parts
     judge = None if job.recipe.max_drop is None else _judge(graph, job, held)
-    rows, few = _taken(fit, MOST_FIT), _taken(held, MOST_HELD)
+    fixed = _fixed(job.recipe)
+    rows, few = _taken(fit, max(MOST_FIT, fixed), fixed), _taken(held, max(MOST_HELD, fixed), fixed)
     notes = _examined(graph, job, rows)
     record = _observed(graph, job, fit)
     bench = _Bench(graph, job, record, rows, few)
@@ -228,13 +250,18 @@ def place_of(made: Quantised) -> tuple[str, ...]:
     return tuple(dict.fromkeys(d.node for d in made.decisions if d.role == "weight" and d.quantised))
 
 
-def _taken(images: Images, most: int) -> list[Row]:
+def _taken(images: Images, most: int, least: int = 1) -> list[Row]:
     try:
         rows: list[Row] = [*islice(images, most)]
     except InputError as error:
         raise ExportError(str(error)) from error
     if not rows:
         raise ExportError(f"calibration images, {images.description}: none of them can be read.")
+    if len(rows) < least:
+        raise ExportError(
+            f"calibration images, {images.description}: {len(rows)} of them can be read, the fixed batch takes {least}."
+            " Give more, or mend those."
+        )
     return rows
 
 

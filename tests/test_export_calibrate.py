@@ -49,6 +49,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def digit_arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred digits as LeNet-5 takes them."""
+    kept = tmp_path_factory.mktemp("arrays") / "digits.npy"
+    with runtime.load(Path(__file__).parent / "data" / "lenet5-fp16", device="cpu") as model:
+        recipe = runtime.Preprocessing.from_json(model.manifest.preprocessing or {})
+    np.save(kept, runtime.preprocess(list(IMAGES[:100]), recipe))
+    return kept
+
+
+@pytest.fixture(scope="module")
 def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     engine: Any = "rtx" if RTX else "none"
     recipe = replace(PLAIN, calib_data=str(folder), engine=engine)
@@ -212,6 +222,39 @@ def test_too_few_images_and_a_missing_folder_end_before_anything_is_built(folder
         Image.fromarray(IMAGES[number]).save(few / f"{number}.png")
     assert "expected 8 images or more, got 5" in refused(replace(PLAIN, calib_data=str(few)), tmp_path)
     assert "expected an existing folder" in refused(replace(PLAIN, calib_data="nowhere.txt"), tmp_path)
+
+
+@pytest.mark.parametrize(("batch", "count"), [(8, 16), (20, 50), (32, 100)])
+def test_a_fixed_batch_holds_out_as_many_images_as_it_takes(
+    batch: int, count: int, digit_arrays: Path, tmp_path: Path
+) -> None:
+    recipe = replace(PLAIN, batch=Batch(batch, batch, batch), calib_data=str(digit_arrays), calib_images=count)
+    bundle = export_model(replace(recipe, quality="fast"), tmp_path / "b", use_cache=False)
+    assert json.loads(bundle.read("calibration.json"))["count"] == count - max(count // 4, count // (count // batch))
+    assert {rung.batch for rung in bundle.manifest.parity} == {batch}
+
+
+def test_too_few_images_for_a_fixed_batch_are_refused_before_anything_is_computed(
+    digit_arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engineworks.export.pipeline._measure", None)  # the first that asks the original
+    recipe = replace(PLAIN, batch=Batch(9, 9, 9), calib_data=str(digit_arrays), calib_images=17)
+    said = refused(recipe, tmp_path)
+    assert "18 or more are needed, 9 to fit on and 9 held out, for the network's batch is fixed; got 17." in said
+    assert said.endswith("Give as many and --calib-images 18, or another --batch.")
+
+
+def test_broken_images_that_leave_a_fixed_batch_unfilled_are_refused_before_the_rest_is_observed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engineworks.export.calibrate.observe", None)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for number, image in enumerate(IMAGES[:40]):
+        Image.fromarray(image).save(broken / f"{number:02}.png")
+    (broken / "01.png").write_bytes(b"")
+    said = refused(replace(PLAIN, batch=Batch(20, 20, 20), calib_data=str(broken)), tmp_path)
+    assert "20 held out: 19 of them can be read, the fixed batch takes 20." in said
 
 
 def test_an_int8_graph_that_keeps_too_little_is_refused_with_its_figure(folder: Path, tmp_path: Path) -> None:
