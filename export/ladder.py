@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from engineworks.calibration import LARGEST_FP16, SMALLEST_FP16, beyond_fp16
 from engineworks.export.apart import Weights, whole, without_references
 from engineworks.export.calibrate import Calibrated
-from engineworks.export.clean import modules
 from engineworks.export.floors import LEAST_INT8_DB, Floors, Needed, check_carried, within
+from engineworks.export.fp16_range import check_ranges
 from engineworks.export.half import HalfType, half_weights, to_half
 from engineworks.export.head import Head, with_head
 from engineworks.export.layers import Layer, first_wrong
@@ -37,7 +36,6 @@ Seen = Callable[[], list[Layer]]
 Calibrate = Callable[["ModelProto"], Calibrated]
 _KEPT = 8  # rows of answers, for the report
 _MUCH = 1 << 28  # bytes of weights: from here on memory is worth the moment that tidying takes
-_NEAR = 0.25  # of FP16's range: worth a note, for other inputs may go further
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class Ladder:
         plain_answers = self._plain_answers(plain, weights)
         floors = self.floors.half(kind)
         self.tidy()
-        notes = _check_ranges(graph, ranges.result()) if ranges is not None else ()
+        notes = check_ranges(graph, ranges.result()) if ranges is not None else ()
         typed = with_head(to_half(self.exported.graph, kind), self.head)
         check(typed, tuple(self.yardstick.inputs), tuple(self._outputs))
         check_realised(typed, kind)
@@ -147,7 +145,7 @@ class Ladder:
         notes = made.notes
         if rest == "fp16":
             both = {name: max(ranges.get(name, 0.0), made.ranges.get(name, 0.0)) for name in (*ranges, *made.ranges)}
-            notes += _check_ranges(plain, both)
+            notes += check_ranges(plain, both)
         floors = self.floors.int8(with_head(made.model, self.head), self._outputs, self.referee)
         typed = with_head(to_half(made.model, "fp16") if rest == "fp16" else made.model, self.head)
         check(typed, tuple(self.yardstick.inputs), tuple(self._outputs))
@@ -271,32 +269,3 @@ def _emulated(typed: "ModelProto", weights: Weights, kind: HalfType) -> bytes | 
     from engineworks.export.emulate import emulate
 
     return whole(emulate(typed, kind), weights)
-
-
-def _check_ranges(graph: "ModelProto", ranges: dict[str, float]) -> tuple[str, ...]:
-    """Refuse values that FP16 cannot hold, by layer; note those that come near its ends.
-
-    Raises:
-        ExportError: naming the first layer beyond, its module, and how far it goes.
-    """
-    where, beyond = modules(graph), beyond_fp16(ranges)
-    if beyond:
-        name, value = next(iter(beyond.items()))
-        raise ExportError(
-            f"FP16 overflows: {_named(name, where)} reaches {value:.3g} on the sample inputs, FP16 ends at "
-            f"{LARGEST_FP16:.0f} ({len(beyond)} such tensors). Use --bf16 or --fp32."
-        )
-    small = [name for name, value in ranges.items() if 0 < value < SMALLEST_FP16]
-    notes = [
-        f"FP16 underflow: {_named(name, where)} stays below {SMALLEST_FP16:.2g}; digits are lost." for name in small
-    ]
-    name, value = max(ranges.items(), key=lambda item: item[1])
-    if value >= LARGEST_FP16 * _NEAR:
-        notes.append(
-            f"FP16 range: {_named(name, where)} reaches {value:.3g} of {LARGEST_FP16:.0f}; larger inputs may overflow."
-        )
-    return tuple(notes)
-
-
-def _named(value: str, where: dict[str, str]) -> str:
-    return f"{where[value]} ({value})" if where.get(value) else value
