@@ -1,8 +1,8 @@
 """From a float32 graph and some images to a Q/DQ graph whose answers stay close: every step measured, the best kept."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from engineworks.calibration.choose import choose, typical_sqnr
 from engineworks.calibration.correct import Options, correct
 from engineworks.calibration.graph import Array, Floats
 from engineworks.calibration.mixed import layer_costs, pick, sensitivity
+from engineworks.calibration.parts import Quality, fixed_rows, grouped, rows_of, split
 from engineworks.calibration.placement import Decision, Placement, place
 from engineworks.calibration.qdq import insert_qdq
 from engineworks.calibration.shift import Shifted, shift
@@ -23,15 +24,9 @@ from engineworks.runtime.trt_runtime import Flavour
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-Quality = Literal["fast", "normal", "high"]
 OnProgress = Callable[[str, int, int], None]
 FP16_SHARE = 0.01
-_FIT = {"fast": 0, "normal": 50, "high": 100}  # images that layers are fitted on, at most
-MOST_FIT = max(_FIT.values())
-MOST_HELD = 25  # images that steps are compared on, at most
 _SCANNED = 12  # images that the layers to leave out are found on
-_ROWS = 5  # images that run at once
-_ROOM = 1_500_000_000  # bytes for the values of the fitting images
 
 
 @dataclass(frozen=True)
@@ -135,7 +130,7 @@ def quantise(
     share = fp16_share if isinstance(fp16_share, (int, float)) else None
     placement = place(model, left_out=named, flavour=to.flavour)
     _check(placement, measured, method, quality, share or 0.0)
-    fit, held, notes = _split(model, batches, measured.held_out, quality)
+    fit, held, notes = split(model, batches, measured.held_out, quality)
     exact = run_all(model, held, optimise="all")
     job = _Job(model, placement, measured, quality, to, fit, held, exact, on_progress)
     method, scales, layers, steps = _choose(job, method)
@@ -165,7 +160,7 @@ def layer_noise(
     """
     placement = place(model, flavour=to.flavour)
     _check(placement, measured, method, quality, 0.0)
-    fit, held, _ = _split(model, batches, measured.held_out, "normal" if quality == "fast" else quality)
+    fit, held, _ = split(model, batches, measured.held_out, "normal" if quality == "fast" else quality)
     job = _Job(model, placement, measured, quality, to, fit, held, np.empty(0, np.float32), on_progress)
     return _noise(job, _moved(job, placement, measured.scales[method]), placement.layers)
 
@@ -194,63 +189,6 @@ def _check(placement: Placement, measured: Measured, method: str, quality: str, 
             "no layer of this network suits int8: every one is too small, has no constant weights, or is none that the "
             f"compiler computes in int8 (by the rules: {', '.join(rules) or 'there is no such layer'})."
         )
-
-
-def _rows(batches: Batches) -> Iterator[dict[str, Array]]:
-    for batch in batches:
-        for index in range(len(next(iter(batch.values())))):
-            yield {name: values[index : index + 1] for name, values in batch.items()}
-
-
-def _grouped(rows: Sequence[Mapping[str, Array]], fixed: int, size: int = _ROWS) -> list[dict[str, Array]]:
-    """Put rows together again; where the graph's batch is fixed, the rows that fill none are left away."""
-    count = len(rows) // fixed * fixed if fixed else len(rows)
-    groups = [rows[start : start + (fixed or size)] for start in range(0, count, fixed or size)]
-    if not groups:
-        raise ExportError(f"calibration: the graph's batch is fixed at {fixed}, got {len(rows)} images for a part.")
-    return [{name: np.concatenate([row[name] for row in group]) for name in group[0]} for group in groups]
-
-
-def _split(
-    model: "ModelProto", batches: Batches, held_out: Batches | None, quality: Quality
-) -> tuple[Batches, Batches, tuple[str, ...]]:
-    """Divide the images into those for fitting and those for measuring."""
-    rows = list(_rows(batches))
-    if not rows:
-        raise ExportError("calibration: expected images, got none.")
-    fixed = _fixed_rows(model)
-    if held_out is not None:
-        most = max(min(_FIT[quality], _affordable(model, rows[0])), fixed, 1)
-        few = list(_rows(held_out))[: max(MOST_HELD, fixed)]
-        return _grouped(rows[:most], fixed), _grouped(few, fixed), ()
-    if len(rows) < 4 * max(fixed, 1):
-        groups = _grouped(rows, fixed)
-        return groups, groups, (f"{len(rows)} images: none could be held out of the fit.",)
-    held = max(min(MOST_HELD, -(-len(rows) // 4)), fixed)
-    most = max(min(_FIT[quality], _affordable(model, rows[0])), fixed, 1)
-    return _grouped(rows[: min(len(rows) - held, most)], fixed), _grouped(rows[-held:], fixed), ()
-
-
-def _fixed_rows(model: "ModelProto") -> int:
-    dims = [value.type.tensor_type.shape.dim for value in model.graph.input]
-    return max((int(axes[0].dim_value) for axes in dims if axes), default=0)
-
-
-def _affordable(model: "ModelProto", row: Mapping[str, Array]) -> int:
-    """Return how many images' values fit into memory: of the largest tensor, about four copies live at a time."""
-    from onnx import ModelProto, ValueInfoProto
-
-    shown = ModelProto()
-    shown.CopyFrom(model)
-    shown.graph.ClearField("output")
-    names = [node.output[0] for node in model.graph.node if node.op_type != "Constant"]
-    shown.graph.output.extend(ValueInfoProto(name=name) for name in names)
-    from engineworks.calibration.walk import session
-
-    size = _fixed_rows(model) or 1
-    values = session(shown).run(names, {name: np.repeat(array, size, axis=0) for name, array in row.items()})
-    largest = max(value.nbytes // size for value in values)
-    return int(max(8, _ROOM // (4 * max(largest, 1))))
 
 
 def _step(job: _Job, name: str, answers: Floats) -> Step:
@@ -321,8 +259,8 @@ def _noise(job: _Job, moved: Shifted, candidates: Collection[str]) -> dict[str, 
     """Quantise one layer at a time, on a few images."""
     placement = place(moved.model, flavour=job.to.flavour)
     layers = correct_biases(moved.model, placement, moved.means(job.measured.means), rest=job.to.rest)
-    fixed = _fixed_rows(job.model)
-    few = _grouped(list(_rows(job.fit))[: max(_SCANNED, fixed)], fixed, _SCANNED)
+    fixed = fixed_rows(job.model)
+    few = grouped(list(rows_of(job.fit))[: max(_SCANNED, fixed)], fixed, _SCANNED)
     return sensitivity(
         moved.model, moved.scales, layers, few, candidates, rest=job.to.rest,
         on_layer=lambda done, total: job.say("sensitivity", done, total),

@@ -14,10 +14,9 @@ from engineworks.calibration.doctor import Expected, examine
 from engineworks.calibration.images import open_images
 from engineworks.calibration.lint import lint
 from engineworks.calibration.observe import EVERY, Statistics, observe
+from engineworks.calibration.parts import MOST_FIT, MOST_HELD
 from engineworks.calibration.placement import place
 from engineworks.calibration.quantise import (
-    MOST_FIT,
-    MOST_HELD,
     Destination,
     Measured,
     Quantised,

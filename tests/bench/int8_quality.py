@@ -17,8 +17,9 @@ import numpy.typing as npt
 import onnx
 from PIL import Image
 
+from engineworks.calibration.parts import Quality
 from engineworks.calibration.placement import place
-from engineworks.calibration.quantise import Measured, Quality, quantise
+from engineworks.calibration.quantise import Measured, quantise
 from engineworks.calibration.walk import Level, run_all, session
 from engineworks.runtime.compare import agreement
 
