@@ -91,3 +91,7 @@ def _write(file: Path, model: "ModelProto", force: bool) -> None:
         raise ExportError(f"--fix {file}: it is there already. Pass --force to replace it.") from error
     except OSError as error:
         raise ExportError(f"--fix {file}: cannot be written ({error.strerror}).") from error
+
+
+if __name__ == "__main__":
+    run()

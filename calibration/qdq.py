@@ -149,6 +149,17 @@ def set_bias(graph: Graph, layer: Layer, bias: Array) -> None:
         node.input.append(name)
 
 
+def set_weights(graph: Graph, layer: Layer, weights: Array) -> None:
+    """Give a layer weights of its own, in its own layout."""
+    from onnx import numpy_helper
+
+    values = np.asarray(weights, np.float32)
+    if layer.weight in graph.stored and graph.sole_reader(layer.weight):
+        graph.stored[layer.weight].CopyFrom(numpy_helper.from_array(values, layer.weight))
+    else:
+        graph.by_name[layer.name].input[1] = graph.store(layer.weight, values)
+
+
 def _assemble(writer: _Writer) -> None:
     """Put the new nodes before their readers, and drop the float weights that nobody reads any more."""
     graph = writer.graph.model.graph

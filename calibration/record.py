@@ -20,7 +20,7 @@ from engineworks.runtime.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-SCHEMA = 1
+SCHEMA = 2  # since channels are equalised before they are observed
 FILE = "calibration.json"
 _BINS = 64  # of the many that were counted: enough to see
 _AGAIN = "Calibrate again without --calib-cache"

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engineworks.calibration.doctor import Expected, examine
+from engineworks.calibration.equalise import equalise
 from engineworks.calibration.images import open_images
 from engineworks.calibration.lint import lint
 from engineworks.calibration.observe import EVERY, Statistics, observe
@@ -52,6 +53,7 @@ Array = npt.NDArray[Any]
 Row = Mapping[str, Array]
 OnProgress = Callable[[str, float | None], None]
 SAMPLES = 8
+_EQUALISED = 25  # images on which channels are seen; what they show moves a grid, never an answer
 _SAME = 1e-5  # of a normalised level: float32 keeps more
 _AUTO: tuple[Method, ...] = ("minmax", "percentile", "mse")  # entropy clips what a ReLU network needs: on demand alone
 
@@ -92,7 +94,8 @@ class Calibrated:
     """A Q/DQ graph, and what a bundle holds of how it came about.
 
     ``model`` is float32 around int8; ``twin`` the graph for CPUs, None where it does not keep within the budget;
-    ``ranges`` tensor → largest magnitude on the images; ``record`` the content of calibration.json.
+    ``ranges`` tensor → largest magnitude on the images; ``record`` the content of calibration.json; ``factors`` tensor
+    → what its channels were equalised by.
     """
 
     model: "ModelProto"
@@ -101,6 +104,7 @@ class Calibrated:
     ranges: Mapping[str, float]
     record: bytes
     notes: tuple[str, ...]
+    factors: Mapping[str, Array] = field(default_factory=dict)
 
 
 def open_calibration(
@@ -200,8 +204,10 @@ def _calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
     judge = None if job.recipe.max_drop is None else _judge(graph, job, held)
     fixed = _fixed(job.recipe)
     rows, few = _taken(fit, max(MOST_FIT, fixed), fixed), _taken(held, max(MOST_HELD, fixed), fixed)
-    notes = _examined(graph, job, rows)
-    record = _observed(graph, job, fit)
+    notes, digest = _examined(graph, job, rows), graph_sha256(graph)
+    equalised = equalise(graph, rows[:_EQUALISED])
+    graph = equalised.model
+    record = _observed(graph, digest, job, fit)
     bench = _Bench(graph, job, record, rows, few)
     within = None if judge is None else keep_within(judge, job.recipe.max_drop or 0.0, _shop(bench))
     made = bench.quantise(job.recipe.fp16_share) if within is None else within.made
@@ -225,6 +231,7 @@ def _calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
         {name: max(-low, high) for name, (low, high) in ends.items()},
         dump_calibration(record),
         (*notes, *made.notes, *_left_out(made), *(within.notes if within else ())),
+        equalised.factors,
     )
 
 
@@ -274,9 +281,12 @@ def _examined(graph: "ModelProto", job: Calibrator, rows: Sequence[Row]) -> tupl
     return tuple(f"calibration images: {finding.fault}. {finding.sentence}" for finding in found)
 
 
-def _observed(graph: "ModelProto", job: Calibrator, fit: Images) -> Calibration:
-    """Observe the images that are not held out, or take what ``--calib-cache`` kept of the same graph and images."""
-    recipe, digest = job.recipe, graph_sha256(graph)
+def _observed(graph: "ModelProto", digest: str, job: Calibrator, fit: Images) -> Calibration:
+    """Observe the images that are not held out, or take what ``--calib-cache`` kept of the same graph and images.
+
+    ``digest`` is that of the graph as it was given, before its channels were equalised.
+    """
+    recipe = job.recipe
     cache = None if recipe.calib_cache is None else Path(recipe.calib_cache)
     if cache is not None and cache.is_file():
         kept = load_calibration(cache.read_bytes(), cache.name)

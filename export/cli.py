@@ -239,3 +239,7 @@ def _export(recipe: "Recipe", flags: dict[str, Any]) -> int:
     talk.done(bundle)
     click.echo((bundle.path / "manifest.json").read_text("utf-8").rstrip() if flags["as_json"] else str(out))
     return 0
+
+
+if __name__ == "__main__":
+    run()

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from engineworks.export.cache import versions
 from engineworks.export.count import multiply_adds
 from engineworks.export.engine import Choice, Engine
-from engineworks.export.looking import as_json
+from engineworks.export.looking import as_json, kept
 from engineworks.export.original import TITLES
 from engineworks.export.precision import realised
 from engineworks.export.recipe import Recipe
 from engineworks.export.report import report
 from engineworks.export.source import Source
-from engineworks.runtime.bundle import CALIBRATION, CPU_GRAPH, GRAPH, LAYERS, REFERENCE, REPORT
+from engineworks.runtime.bundle import CALIBRATION, CPU_GRAPH, GRAPH, LAYER_VALUES, LAYERS, REFERENCE, REPORT
 from engineworks.runtime.errors import ExportError
 from engineworks.runtime.manifest import EngineRecord, Manifest, Model, Precision, Rung, Tensor, Weights
 
@@ -134,7 +134,7 @@ def files(manifest_of: Manifest, proven: "Proven", engine: Engine | None, yardst
     if proven.calibration is not None:
         content[CALIBRATION] = proven.calibration
     if proven.layers:
-        content[LAYERS] = as_json(proven.layers)
+        content |= {LAYERS: as_json(proven.layers), LAYER_VALUES: npz(kept(proven.layers))}
     content[REPORT] = report(manifest_of, content, proven.answers)
     if engine is not None:
         content[manifest_of.engines[0].file] = engine.plan

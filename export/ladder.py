@@ -1,6 +1,6 @@
 """The rungs from the float32 graph to the typed one: what each graph answers, held to what it must reach."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -152,7 +152,7 @@ class Ladder:
         check_realised(typed, rest, made.layers)
         content = typed.SerializeToString()
         on_typed(content)
-        seen = self._seen(typed, {}, "fp16" if rest == "fp16" else None)
+        seen = self._seen(typed, {}, "fp16" if rest == "fp16" else None, made.factors)
         answers = self._answers(content, "float")
         rungs += self._climb(answers, "onnx-int8", floors, seen)
         cpu, more, told = (None, (), ()) if made.twin is None else self._twin(with_head(made.twin, self.head))
@@ -186,13 +186,19 @@ class Ladder:
         route, simplifier = self.exported.route, self.exported.simplifier
         return Proven(graph, content, cpu, rungs, notes, route, simplifier, layers=layers, answers=kept)
 
-    def _seen(self, graph: "ModelProto", weights: Weights, kind: HalfType | None = None) -> Seen:
+    def _seen(
+        self,
+        graph: "ModelProto",
+        weights: Weights,
+        kind: HalfType | None = None,
+        factors: Mapping[str, Array] = MappingProxyType({}),
+    ) -> Seen:
         """Return what compares a graph's layers with the original's when it is called."""
         recipe = self.recipe
 
         def seen() -> list[Layer]:
             held = weights if kind is None or not weights else half_weights(graph, weights, kind)
-            return look(self.exported, graph, held, self.yardstick.inputs, recipe.batch, kind, self.head)
+            return look(self.exported, graph, held, self.yardstick.inputs, recipe.batch, kind, self.head, factors)
 
         return seen
 

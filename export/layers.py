@@ -9,6 +9,7 @@ but for one unit in the last place and for what sums in float32 lose.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +17,10 @@ import numpy.typing as npt
 
 from engineworks.export.half import HalfType
 from engineworks.export.interpret import rounded
-from engineworks.export.steps import Steps, chance, clipping_noise, find_steps, rounding_noise
+from engineworks.export.steps import Steps, clipping_noise, find_steps, rounding_noise
 from engineworks.export.taps import Sums, Taps
+from engineworks.runtime.intervals import chance
+from engineworks.runtime.sketch import sketch
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +46,7 @@ class Layer:
         channel: where it is furthest beyond what rounding explains.
         channel_db: ``alone_db`` of that channel.
         excess: how many times as large its difference is there as it may be.
+        kept: ``(2, C, K)`` float32: a few numbers of the original's value and of the graph's (``runtime.sketch``).
     """
 
     value: str
@@ -54,6 +58,7 @@ class Layer:
     channels: int
     channel_db: float
     excess: float
+    kept: Array | None = field(default=None, repr=False, compare=False)
 
     @property
     def wrong(self) -> bool:
@@ -68,6 +73,7 @@ def compare_layers(
     inputs: Sequence[Array],
     kind: HalfType | None,
     entries: Sequence[str] = (),
+    factors: Mapping[str, Array] = MappingProxyType({}),
 ) -> list[Layer]:
     """Compare every value that both have, in the order in which they are computed.
 
@@ -79,8 +85,9 @@ def compare_layers(
         inputs: what the original is given, in its order; N rows.
         kind: the type that the graph computes in where it does not quantise; None for float32.
         entries: the graph's values that stand for the original's first inputs, where nodes before them make those.
+        factors: value → by how much its channels are larger than the original's, ``(C,)`` (``calibration.equalise``).
     """
-    walk = _Walk(taps, graph, values, inputs, kind, entries)
+    walk = _Walk(taps, graph, values, inputs, kind, entries, factors)
     before = [walk.entry(value, array) for value, array in zip(entries, inputs, strict=False)]
     return before + [layer for name, read, module in taps.layers() if (layer := walk.layer(name, read, module))]
 
@@ -111,6 +118,8 @@ class _Walk:
     inputs: Sequence[Array]
     kind: HalfType | None
     entries: Sequence[str]
+    factors: Mapping[str, Array]
+    moved: dict[str, float] = field(default_factory=dict)
     found: "dict[str, torch.Tensor]" = field(default_factory=dict)
     size: dict[str, float] = field(default_factory=dict)
     true: "dict[str, torch.Tensor]" = field(default_factory=dict)
@@ -119,12 +128,13 @@ class _Walk:
     between: dict[str, float] = field(default_factory=dict)
     weights: "dict[str, torch.Tensor]" = field(default_factory=dict)
     steps: Steps = field(init=False)
+    read_as_weights: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
         import torch
 
         given = [torch.from_numpy(array.copy()) for array in self.inputs]
-        self.steps = find_steps(self.graph)
+        self.steps, self.read_as_weights = find_steps(self.graph), self.taps.read_as_weights()
         self._match(given)
         self.between = _between(self.graph, {*self.found, *self._names.values()}, self.values)
         self.taps.exact(given, self._see_true)
@@ -151,7 +161,19 @@ class _Walk:
     def _see_true(self, name: str, result: "torch.Tensor") -> None:
         if self._fits(name, result):
             self.true[name] = result.clone()
-            self.found[name] = self.found[name] + self._shift(result, self.found[name].reshape(result.shape))
+            got, gain = self.found[name].reshape(result.shape), self._gain(name, result)
+            self.moved[name] = self._shift(result * gain, got)
+            self.found[name] = (got + self.moved[name]) / gain
+
+    def _gain(self, name: str, like: "torch.Tensor") -> "torch.Tensor":
+        """Return by how much a value's channels are larger in the graph, as it broadcasts; 1 where they are not."""
+        import torch
+
+        factors = self.factors.get(self._names.get(name, name))
+        if factors is None or like.dim() < 2:
+            return like.new_ones(1)
+        each = torch.from_numpy(np.repeat(factors, like.shape[1] // len(factors))).to(like)
+        return each.reshape(1, -1, *[1] * (like.dim() - 2))
 
     def _shift(self, result: "torch.Tensor", got: "torch.Tensor") -> float:
         """Return how far a tensor of a quantised graph stands from the original's: where 128 steps explain it."""
@@ -159,7 +181,7 @@ class _Walk:
         return min((0.0, *self.steps.shifts), key=lambda shift: abs(apart - shift))
 
     def _see_alone(self, name: str, result: "torch.Tensor") -> None:
-        if name in self.taps.read_as_weights():
+        if name in self.read_as_weights:
             self.weights[name] = result
         self.size[name] = _rms(result)
         if self._fits(name, result):
@@ -216,7 +238,14 @@ class _Walk:
             len(excess),
             _db(float(signal[channel]), float(difference[channel])),
             float(excess[channel]),
+            self._kept(name),
         )
+
+    def _kept(self, name: str) -> Array:
+        """Keep a few numbers of both; of a shifted value as the graph has it."""
+        got, true = self.values[self._names[name]], self.true[name]
+        as_there = true * self._gain(name, true) - self.moved[name]
+        return np.stack([sketch(as_there.numpy().reshape(got.shape)), sketch(got)])
 
     def _allowed(self, name: str, alone: "torch.Tensor", read: tuple[str, ...]) -> "torch.Tensor":
         """Return by how much each channel may differ: a unit in the last place, and what sums lose.
@@ -233,7 +262,9 @@ class _Walk:
         lost = math.sqrt(sums.terms) * _FLOAT32 * (lengths * largest + signal + ends)  # a bias may be added afterwards
         unit = _UNIT[self.kind]
         grid = self._grid(name, alone, sums, lengths) if self._quantises(name) else 0.0
-        between = unit * self.between.get(self._names[name], 0.0)
+        between = signal.new_full((1,), unit * self.between.get(self._names[name], 0.0))
+        if self.factors and sums.lengths is not None:  # other weights than the original's were rounded
+            between = between + unit * lengths * largest * chance(max(sums.terms, 1))
         return _MARGIN * (unit * (signal + ends) + _SMALLEST[self.kind] + lost + between + grid)
 
     def _grid(self, name: str, alone: "torch.Tensor", sums: Sums, lengths: "torch.Tensor") -> "torch.Tensor":
@@ -246,7 +277,7 @@ class _Walk:
             cut = clipping_noise(self.values[source], step) if source in self.values else 0.0
             power = power + (rounding_noise(step) ** 2 + cut**2) * lengths.square()
         if value in self.steps.weights:
-            steps = torch.from_numpy(self.steps.weights[value]).to(power)
+            steps = torch.from_numpy(self.steps.weights[value]).to(power) / self._gain(name, alone).flatten().to(power)
             met = max(
                 (_rms_of(self.values[s]) for s, _ in self.steps.read.get(value, ()) if s in self.values), default=0
             )

@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -32,6 +33,7 @@ def look(
     batch: Batch,
     kind: HalfType | None,
     head: Head | None,
+    factors: Mapping[str, Array] = MappingProxyType({}),
 ) -> list[Layer]:
     """Compare a graph's values with the original's on a few rows; empty where the original is no PyTorch program.
 
@@ -43,13 +45,14 @@ def look(
         batch: how many rows it takes.
         kind: the half type that it computes in, if any.
         head: what stands before it.
+        factors: what its channels were equalised by.
     """
     if exported.taps is None:
         return []
     few = {name: rows(array, min(max(_ROWS, batch.min), batch.max)) for name, array in inputs.items()}
     given = head.behind(few) if head else few
     values = exposed_values(graph, few, weights, kind)
-    return compare_layers(exported.taps, graph, values, list(given.values()), kind, behind_head(graph, head))
+    return compare_layers(exported.taps, graph, values, list(given.values()), kind, behind_head(graph, head), factors)
 
 
 def blame(layers: Sequence[Layer]) -> str:
@@ -65,8 +68,14 @@ def as_json(layers: Sequence[Layer]) -> bytes:
     found = [
         {
             key: (round(value, 3) if math.isfinite(value) else None) if isinstance(value, float) else value
-            for key, value in asdict(layer).items()
+            for key, value in asdict(replace(layer, kept=None)).items()
+            if key != "kept"
         }
         for layer in layers
     ]
     return (json.dumps(found, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def kept(layers: Sequence[Layer]) -> dict[str, Array]:
+    """Return a few numbers of every value, by its name: what ``check-model --layers`` is held to on other hosts."""
+    return {layer.value: layer.kept for layer in layers if layer.kept is not None}

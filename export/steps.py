@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 _LEVELS = 128
-_RARE = 16.0  # one channel in e¹⁶, nine million, is beyond
 
 
 @dataclass(frozen=True)
@@ -78,12 +77,3 @@ def clipping_noise(values: Array, step: float) -> float:
     """Return the root mean square of what the ends of the grid cut off."""
     wide = np.asarray(values, np.float64)
     return float(np.sqrt(np.square(wide - np.clip(wide, -_LEVELS * step, (_LEVELS - 1) * step)).mean()))
-
-
-def chance(count: int) -> float:
-    """Return by how much a mean of so many squares may exceed what is expected, in amplitude, but for rare chance.
-
-    For n independent normal errors the sum of squares is below n + 2√(nx) + 2x, but with probability e⁻ˣ (Laurent and
-    Massart, Annals of Statistics 28, 2000, lemma 1).
-    """
-    return math.sqrt(1 + 2 * math.sqrt(_RARE / count) + 2 * _RARE / count)

@@ -204,3 +204,7 @@ def _lines(content: dict[str, Any]) -> Iterator[str]:
         )
     yield "  ratio: our median over that of the backend's bare call, in turns"
     yield from (f"  passed over: {told}" for told in content["passed_over"])
+
+
+if __name__ == "__main__":
+    run()

@@ -21,6 +21,7 @@ MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 CPU_GRAPH = "cpu.onnx"  # where ONNX Runtime has no CPU kernels for the typed graph (BF16), or no fast ones (INT8)
 LAYERS = "layers.json"  # each value of the graph beside the original's, where that was asked for
+LAYER_VALUES = "layers.npz"  # a few numbers of each: the original's, and the graph's
 CALIBRATION = "calibration.json"  # how an INT8 graph's scales came about
 REFERENCE = "reference.npz"
 REPORT = "report.html"

@@ -14,6 +14,7 @@ import click
 from engineworks.runtime.against import Against, check_against
 from engineworks.runtime.bundle import Bundle, open_bundle
 from engineworks.runtime.command import DeviceType, leave, status_of
+from engineworks.runtime.layers import as_record, check_layers, layer_lines
 from engineworks.runtime.parity import Checked, check_bundle
 
 
@@ -31,8 +32,9 @@ def main(argv: list[str] | None = None) -> int:
 @click.argument("path", metavar="BUNDLE")
 @click.option("--device", type=DeviceType(), default="auto", show_default=True, help="Where; auto: wherever it runs.")
 @click.option("--against", metavar="OTHER", help="Compare with another bundle of the same network instead.")
+@click.option("--layers", is_flag=True, help="Compare every layer of the graph (a bundle made with --layers) instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print every figure for programs.")
-def _command(path: str, device: Any, against: str | None, as_json: bool) -> int:
+def _command(path: str, device: Any, against: str | None, layers: bool, as_json: bool) -> int:
     """Compare BUNDLE on this host with the original's stored answers; exit 1 where it does not agree.
 
     Each backend that runs here answers the stored inputs at the smallest, usual and largest batch, and is held against
@@ -40,6 +42,10 @@ def _command(path: str, device: Any, against: str | None, as_json: bool) -> int:
     """
     bundle = open_bundle(path)
     bundle.verify()
+    if against is not None and layers:
+        raise click.UsageError("--against and --layers are two comparisons; ask for one.")
+    if layers:
+        return _layers(bundle, device, as_json)
     if against is not None:
         return _against(bundle, against, device, as_json)
     found: list[Checked] = []
@@ -69,6 +75,21 @@ def recorded_lines(bundle: Bundle) -> Iterator[str]:
                 f"{'when it was made':<18} {rung.candidate} against {rung.reference}: {rung.output}, batch "
                 f"{rung.batch}: {_db(figure)} (needs {rung.required_db:.1f}), top-1 {rung.top1:.0%}"
             )
+
+
+def _layers(bundle: Bundle, device: Any, as_json: bool) -> int:
+    found = []
+    for one in check_layers(bundle, device):
+        found.append(one)
+        if not as_json:
+            for line in layer_lines(one):
+                click.echo(line)
+    ran = [one for one in found if not one.problem]
+    passed = bool(ran) and all(one.wrong is None for one in ran)
+    if as_json:
+        record = {"bundle": bundle.manifest.name, "passed": passed, "backends": [as_record(one) for one in found]}
+        click.echo(json.dumps(_finite(record), indent=2))
+    return int(not passed)
 
 
 def _against(bundle: Bundle, path: str, device: Any, as_json: bool) -> int:

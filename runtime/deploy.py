@@ -198,3 +198,7 @@ def _check_replicas(text: object) -> None:
     least, _, most = str(text or "1:4").partition(":")
     if not (least.isdecimal() and most.isdecimal() and 0 <= int(least) <= int(most) and int(most) >= 1):
         raise click.UsageError(f"--replicas: expected MIN:MAX with 0 ≤ MIN ≤ MAX, MAX of 1 or more; got {text!r}.")
+
+
+if __name__ == "__main__":
+    run()

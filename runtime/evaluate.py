@@ -318,3 +318,7 @@ def _bundle_lines(report: dict[str, Any]) -> Iterator[str]:
 
 def _row(head: str, text: str) -> str:
     return f"  {head:<10} " + "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+if __name__ == "__main__":
+    run()

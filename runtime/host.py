@@ -273,3 +273,7 @@ def _lines(host: Facts, found: list[Gap]) -> Iterator[str]:
 
 def _row(head: str, text: str) -> str:
     return f"{head:<10} {text}"
+
+
+if __name__ == "__main__":
+    run()

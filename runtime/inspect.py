@@ -163,3 +163,7 @@ def _rung(rung: Rung) -> str:
         f"{rung.candidate} against {rung.reference}, batch {rung.batch}: {found} (needs {rung.required_db:.1f}), "
         f"largest difference {rung.max_abs:.3g}, cosine {rung.cosine:.7f}, top-1 {rung.top1:.0%}, top-5 {rung.top5:.0%}"
     )
+
+
+if __name__ == "__main__":
+    run()

@@ -3,6 +3,7 @@
 import math
 
 _Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+_RARE = 16.0  # one in e¹⁶, nine million, is beyond
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
@@ -87,3 +88,12 @@ def _score(lost: int, gained: int, total: int, fall: float) -> float:
     variance = total * (2 * gain + fall * (1 - fall))
     seen = lost - gained - total * fall
     return seen / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, seen) if seen else 0.0
+
+
+def chance(count: int) -> float:
+    """Return by how much a mean of so many squares may exceed what is expected, in amplitude, but for rare chance.
+
+    For n independent normal errors the sum of squares is below n + 2√(nx) + 2x, but with probability e⁻ˣ (Laurent and
+    Massart, Annals of Statistics 28, 2000, lemma 1).
+    """
+    return math.sqrt(1 + 2 * math.sqrt(_RARE / count) + 2 * _RARE / count)

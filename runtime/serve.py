@@ -176,3 +176,7 @@ def _token(file: str | None) -> str | None:
     if not token:
         raise BackendError(f"--token-file {file}: is empty. Write a token into it.")
     return token
+
+
+if __name__ == "__main__":
+    run()

@@ -57,7 +57,7 @@ def test_the_bytes_do_not_depend_on_the_order_of_tensors() -> None:
 
 def test_the_text_is_the_format_that_readers_know() -> None:
     content = json.loads(dump_calibration(MADE))
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     plain = {"scale": 0.5, "minimum": 0.0, "maximum": 63.5, "candidates": {}, "means": [], "counts": [], "end": 0.0}
     assert content["tensors"]["b"] == plain
     assert set(content) == {
@@ -113,11 +113,11 @@ def test_what_is_no_json_is_refused(content: bytes) -> None:
         load_calibration(content)
 
 
-@pytest.mark.parametrize("schema", [0, 2, "1", None, True])
+@pytest.mark.parametrize("schema", [0, 1, "2", None, True])
 def test_another_schema_is_refused(schema: object) -> None:
-    with pytest.raises(ExportError, match=r"^calibration\.json: expected schema 1, got"):
+    with pytest.raises(ExportError, match=r"^calibration\.json: expected schema 2, got"):
         load_calibration(json.dumps({"schema": schema}).encode())
-    with pytest.raises(ExportError, match=r"expected schema 1, got None"):
+    with pytest.raises(ExportError, match=r"expected schema 2, got None"):
         load_calibration(b"[1]")
 
 

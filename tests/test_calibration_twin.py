@@ -143,3 +143,18 @@ def test_the_network_itself_is_left_as_it_was() -> None:
     before = MODEL.SerializeToString()
     cpu_twin(MODEL, ENDS, means={"x": np.zeros(3)})
     assert MODEL.SerializeToString() == before
+
+
+def test_layers_that_are_left_out_stay_float32_with_their_own_biases() -> None:
+    found = observe(MODEL, ("x", "r", "p"), BATCHES).tensors
+    means = {name: np.asarray(values.means) for name, values in found.items()}
+    made = cpu_twin(MODEL, ENDS, reduced=True, means=means, left_out=("a", "b", "y"))
+    checker.check_model(made)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    plain = {tensor.name: numpy_helper.to_array(tensor) for tensor in MODEL.graph.initializer}
+    for name, values in plain.items():
+        assert np.array_equal(stored[name], values), name
+    part = cpu_twin(MODEL, ENDS, reduced=True, means=means, left_out=("a",))
+    exact = run_all(MODEL, BATCHES)
+    whole = cpu_twin(MODEL, ENDS, reduced=True, means=means)
+    assert sqnr(exact, run_all(part, BATCHES)) > sqnr(exact, run_all(whole, BATCHES))

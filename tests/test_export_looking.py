@@ -9,7 +9,8 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from engineworks.export import half, ladder
-from engineworks.export.layers import Layer
+from engineworks.export.inputs import InputSpec
+from engineworks.export.layers import Layer, compare_layers
 from engineworks.export.looking import as_json, blame
 from engineworks.export.pipeline import export_model
 from engineworks.export.recipe import Recipe
@@ -108,3 +109,40 @@ def test_where_no_layer_alone_is_wrong_that_is_said() -> None:
 def test_not_a_number_is_wrong_and_written_as_null() -> None:
     assert layer(excess=float("nan")).wrong
     assert json.loads(as_json([layer(db=float("inf"), alone_db=float("-inf"))]))[0]["alone_db"] is None
+
+
+@pytest.mark.parametrize("quality", ["fast", pytest.param("high", marks=pytest.mark.slow)])
+def test_int8_graphs_are_looked_at_as_the_original_whatever_was_shifted_and_equalised(
+    tmp_path: Path, quality: Any
+) -> None:
+    """Every channel of this net is as loud as its number: without the factors, every layer would be blamed."""
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef make():\n    torch.manual_seed(0)\n"
+        "    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Flatten(),\n"
+        "                        nn.Linear(32 * 16, 10))\n"
+        "    with torch.no_grad():\n        net[0].weight *= torch.arange(1, 33.0)[:, None, None, None] / 8\n"
+        "    return net\n"
+    )
+    rows = np.random.default_rng(0).standard_normal((32, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", input=rows)
+    asked = Recipe(
+        f"{tmp_path / 'net.py'}:make", precision="int8", shapes=(InputSpec("", (3, 8, 8)),), engine="none", layers=True,
+        calib_data=str(tmp_path / "rows.npz"), quality=quality, batch=Batch(1, 2, 4),
+    )  # fmt: skip
+    said: list[str] = []
+    export_model(
+        asked, tmp_path / "out", use_cache=False, say=lambda step, text, warning: said.append(f"{step}: {text}")
+    )
+    assert any(line.startswith("layers: int8: 6 values") for line in said)
+    kept = json.loads((tmp_path / "out" / "layers.json").read_text())
+    assert max(layer["excess"] for layer in kept) < 1
+    assert all(layer["db"] > 25 for layer in kept)
+
+
+def test_without_the_factors_that_graph_would_be_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engineworks.export import looking
+
+    right = compare_layers
+    monkeypatch.setattr(looking, "compare_layers", lambda *arguments: right(*arguments[:6]))
+    with pytest.raises(ParityError, match="its outputs agree, a layer does not"):
+        test_int8_graphs_are_looked_at_as_the_original_whatever_was_shifted_and_equalised(tmp_path, "fast")

@@ -7,7 +7,7 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 from onnx.parser import parse_model
 
-from engineworks.export.steps import chance, clipping_noise, find_steps, rounding_noise
+from engineworks.export.steps import clipping_noise, find_steps, rounding_noise
 
 GRAPH = """<ir_version: 9, opset_import: ["" : 20]>
 g (float[N,4,8,8] x) => (float16[N,6,8,8] y)
@@ -52,10 +52,3 @@ def test_rounding_noise_is_what_rounding_random_numbers_gives() -> None:
 def test_clipping_noise_counts_what_lies_beyond_both_ends_alone() -> None:
     assert clipping_noise(np.array([127.0, -128.0]), 1.0) == 0
     assert clipping_noise(np.array([130.0, -129.0, 0.0, 0.0]), 1.0) == pytest.approx(math.sqrt((9 + 1) / 4))
-
-
-@pytest.mark.parametrize("count", [2, 8, 100])
-def test_a_mean_of_squares_stays_below_chance(count: int) -> None:
-    errors = np.random.default_rng(count).standard_normal((20_000, count))
-    largest = np.sqrt(np.square(errors).mean(1)).max()
-    assert 0.4 * chance(count) < largest < chance(count)

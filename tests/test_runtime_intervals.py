@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineworks.runtime.intervals import mcnemar, paired_difference, wilson
+from engineworks.runtime.intervals import chance, mcnemar, paired_difference, wilson
 
 
 @pytest.mark.parametrize(
@@ -99,3 +100,10 @@ def test_where_nothing_is_gained_the_upper_end_is_wilsons_and_swapping_turns_the
     assert paired_difference(lost, 0, total)[1] == pytest.approx(wilson(lost, total)[1], abs=1e-9)
     low, high = paired_difference(lost, gained, total)
     assert paired_difference(gained, lost, total) == pytest.approx((-high, -low), abs=1e-12)
+
+
+@pytest.mark.parametrize("count", [2, 8, 100])
+def test_a_mean_of_squares_stays_below_chance(count: int) -> None:
+    errors = np.random.default_rng(count).standard_normal((20_000, count))
+    largest = np.sqrt(np.square(errors).mean(1)).max()
+    assert 0.4 * chance(count) < largest < chance(count)

@@ -16,7 +16,6 @@ from engineworks.export.pipeline import export_model
 from engineworks.export.recipe import Recipe
 from engineworks.export.samples import sample_inputs
 from engineworks.models import NETWORKS, find
-from engineworks.runtime.errors import EngineworksError
 from engineworks.runtime.manifest import Batch
 from engineworks.runtime.preprocessing import Preprocessing
 
@@ -35,16 +34,18 @@ def row(name: str, folder: Path) -> str:
             folder / "int8",
             use_cache=False,
         ).manifest
-    except EngineworksError as error:
-        return f"{name:16} FAILED: {error}"
+    except Exception as error:  # whatever it is, the other networks are still to be built
+        return f"{name:16} FAILED: {type(error).__name__}: {error}"
     best = {rung.candidate: rung.sqnr_db for rung in made.parity if rung.batch == made.batch.max}
     layers, (engine,) = made.precision.realised, made.engines
     int8 = sum(number for kind, number in engine.layer_types.items() if kind.endswith(" int8"))
     size = made.files[engine.file].bytes / 1e6
     twin = f"{best['onnx-int8-cpu']:5.1f}" if "onnx-int8-cpu" in best else " none"
+    whole = "" if int8 >= layers["int8"] else "  NOT ALL INT8 IN THE ENGINE"
     return (
         f"{name:16} {layers['int8']:4} of {sum(layers.values()):4} layers, {int8:4} in the engine, "
-        f"{best['onnx-int8']:5.1f} dB, twin {twin} dB, engine {size:6.1f} MB, {time.perf_counter() - began:5.0f} s"
+        f"{best['onnx-int8']:5.1f} dB, twin {twin} dB, engine {size:6.1f} MB, "
+        f"{time.perf_counter() - began:5.0f} s{whole}"
     )
 
 

