@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from engineworks.calibration.graph import Graph, attribute
 from engineworks.calibration.layers import WEIGHTED, read_layer
+from engineworks.runtime.trt_runtime import Flavour
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -54,15 +55,18 @@ class Placement:
     """Quantised tensor → the tensor whose scale it takes; itself, but for what a MaxPool hands on."""
 
 
-def place(model: "ModelProto", *, left_out: Collection[str] = ()) -> Placement:
+def place(model: "ModelProto", *, left_out: Collection[str] = (), flavour: Flavour = "tensorrt") -> Placement:
     """Decide for every node of a float graph what TensorRT should find quantised.
 
     Args:
         model: float32 or FP16, without Q or DQ.
         left_out: names of weighted nodes that stay in the float type.
+        flavour: the compiler; ``tensorrt`` is what NVIDIA documents, ``rtx`` leaves in float what it would not
+            compute in int8.
     """
     graph = Graph(model)
-    verdicts = {node.name: judge_layer(graph, node, left_out) for node in graph.nodes if node.op_type in WEIGHTED}
+    weighted_nodes = [node for node in graph.nodes if node.op_type in WEIGHTED]
+    verdicts = {node.name: judge_layer(graph, node, left_out, flavour) for node in weighted_nodes}
     layers = tuple(name for name, verdict in verdicts.items() if verdict.quantised)
     decisions: list[Decision] = []
     for node in graph.nodes:
@@ -144,6 +148,13 @@ def last_layer(graph: Graph, node: "NodeProto") -> Verdict | None:
     return None
 
 
+def transposed(_graph: Graph, node: "NodeProto") -> Verdict | None:
+    """TensorRT-RTX 1.7 takes int8 transposed convolutions and computes them in float16, for every target, unsaid."""
+    if node.op_type == "ConvTranspose":
+        return Verdict(False, "transposed", "TensorRT-RTX computes int8 transposed convolutions in float16, unsaid")
+    return None
+
+
 def weighted(_graph: Graph, node: "NodeProto") -> Verdict | None:
     """Every other layer with weights computes in int8."""
     return Verdict(True, "weighted layer", f"{node.op_type} has int8 kernels: its input and its weights are quantised")
@@ -153,13 +164,17 @@ Rule = Callable[[Graph, "NodeProto"], Verdict | None]
 LAYER_RULES: tuple[Rule, ...] = (
     constant_weights, two_dimensional, single_column, grouped, small_channels, first_layer, last_layer, weighted,
 )  # fmt: skip
+OWN_RULES: Mapping[Flavour, tuple[Rule, ...]] = {"tensorrt": (), "rtx": (transposed,)}
 
 
-def judge_layer(graph: Graph, node: "NodeProto", left_out: Collection[str] = ()) -> Verdict:
-    """Ask the rules for weighted layers in order; the first answer stands."""
+def judge_layer(
+    graph: Graph, node: "NodeProto", left_out: Collection[str] = (), flavour: Flavour = "tensorrt"
+) -> Verdict:
+    """Ask the rules for weighted layers in order, the compiler's own first; the first answer stands."""
     if node.name in left_out:
         return Verdict(False, "left out", "kept in the float type for the answers' sake")
-    return next(verdict for rule in LAYER_RULES if (verdict := rule(graph, node)) is not None)
+    rules = (*OWN_RULES[flavour], *LAYER_RULES)
+    return next(verdict for rule in rules if (verdict := rule(graph, node)) is not None)
 
 
 def _shape(graph: Graph, node: "NodeProto") -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """From a float32 graph and some images to a Q/DQ graph whose answers stay close: every step measured, the best kept."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from engineworks.calibration.choose import choose, typical_sqnr
 from engineworks.calibration.correct import Options, correct
 from engineworks.calibration.graph import Array, Floats
 from engineworks.calibration.mixed import layer_costs, pick, sensitivity
+from engineworks.calibration.parts import Quality, fixed_rows, grouped, rows_of, split
 from engineworks.calibration.placement import Decision, Placement, place
 from engineworks.calibration.qdq import insert_qdq
 from engineworks.calibration.shift import Shifted, shift
@@ -18,19 +19,25 @@ from engineworks.calibration.walk import Batches, run_all
 from engineworks.calibration.weights import Int8Layer, Rest
 from engineworks.runtime.compare import agreement
 from engineworks.runtime.errors import ExportError
+from engineworks.runtime.trt_runtime import Flavour
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-Quality = Literal["fast", "normal", "high"]
 OnProgress = Callable[[str, int, int], None]
 FP16_SHARE = 0.01
-_FIT = {"fast": 0, "normal": 50, "high": 100}  # images that layers are fitted on, at most
-MOST_FIT = max(_FIT.values())
-MOST_HELD = 25  # images that steps are compared on, at most
 _SCANNED = 12  # images that the layers to leave out are found on
-_ROWS = 5  # images that run at once
-_ROOM = 1_500_000_000  # bytes for the values of the fitting images
+
+
+@dataclass(frozen=True)
+class Destination:
+    """What a Q/DQ graph is meant for.
+
+    ``rest``: the type that computes where int8 does not; ``flavour``: the compiler that layers are chosen for.
+    """
+
+    rest: Rest = "fp16"
+    flavour: Flavour = "tensorrt"
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Quantised:
     """A Q/DQ graph, and how it came about."""
 
     model: "ModelProto"
-    """Float32 around int8; its scales are numbers that ``rest`` holds."""
+    """Float32 around int8; its scales are numbers that the type of the rest holds."""
     method: str
     scales: Mapping[str, float]
     decisions: tuple[Decision, ...]
@@ -83,7 +90,7 @@ class _Job:
     placement: Placement
     measured: Measured
     quality: Quality
-    rest: Rest
+    to: Destination
     fit: Batches
     held: Batches
     reference: Floats
@@ -98,7 +105,7 @@ def quantise(
     method: str = "auto",
     quality: Quality = "normal",
     fp16_share: float | Collection[str] = FP16_SHARE,
-    rest: Rest = "fp16",
+    to: Destination = Destination(),
     on_progress: OnProgress = lambda phase, done, total: None,
 ) -> Quantised:
     """Quantise a network to int8 and correct it, as far as ``quality`` goes.
@@ -113,7 +120,7 @@ def quantise(
             shifts what is padded, which adds a Pad before such layers, and fits on more images.
         fp16_share: the share of the multiply-adds that may stay in the float type, 0 to 1; ``fast`` leaves none. Or the
             names of the layers that stay in it, whatever their share, and whatever the quality.
-        rest: the type that the graph is to be cast to.
+        to: the type that the graph is to be cast to, and the compiler.
         on_progress: told a phase's name and how many of its parts are done.
 
     Raises:
@@ -121,12 +128,13 @@ def quantise(
     """
     named = () if isinstance(fp16_share, (int, float)) else tuple(fp16_share)
     share = fp16_share if isinstance(fp16_share, (int, float)) else None
-    placement = place(model, left_out=named)
+    placement = place(model, left_out=named, flavour=to.flavour)
     _check(placement, measured, method, quality, share or 0.0)
-    fit, held, notes = _split(model, batches, measured.held_out, quality)
-    job = _Job(model, placement, measured, quality, rest, fit, held, run_all(model, held, optimise="all"), on_progress)
+    fit, held, notes = split(model, batches, measured.held_out, quality)
+    exact = run_all(model, held, optimise="all")
+    job = _Job(model, placement, measured, quality, to, fit, held, exact, on_progress)
     method, scales, layers, steps = _choose(job, method)
-    graph = insert_qdq(model, placement, scales, weights=layers, rest=rest)
+    graph = insert_qdq(model, placement, scales, weights=layers, rest=to.rest)
     kept = _kept(job, named)
     first = Quantised(graph, method, scales, placement.decisions, tuple(steps), steps[-1].name, *kept, notes)
     if quality == "fast":
@@ -141,19 +149,19 @@ def layer_noise(
     method: str,
     *,
     quality: Quality = "normal",
-    rest: Rest = "fp16",
+    to: Destination = Destination(),
     on_progress: OnProgress = lambda phase, done, total: None,
 ) -> dict[str, float]:
     """Return what each layer that would be int8 adds to the answers, alone: node → noise power, in the graph's order.
 
     Args:
-        model, batches, measured, quality, rest, on_progress: as ``quantise`` takes them.
+        model, batches, measured, quality, to, on_progress: as ``quantise`` takes them.
         method: a key of ``measured.scales``.
     """
-    placement = place(model)
+    placement = place(model, flavour=to.flavour)
     _check(placement, measured, method, quality, 0.0)
-    fit, held, _ = _split(model, batches, measured.held_out, "normal" if quality == "fast" else quality)
-    job = _Job(model, placement, measured, quality, rest, fit, held, np.empty(0, np.float32), on_progress)
+    fit, held, _ = split(model, batches, measured.held_out, "normal" if quality == "fast" else quality)
+    job = _Job(model, placement, measured, quality, to, fit, held, np.empty(0, np.float32), on_progress)
     return _noise(job, _moved(job, placement, measured.scales[method]), placement.layers)
 
 
@@ -176,63 +184,11 @@ def _check(placement: Placement, measured: Measured, method: str, quality: str, 
     if method != "auto" and method not in measured.scales:
         raise ExportError(f"ranges {method!r}: expected auto or one of {', '.join(measured.scales)}.")
     if not placement.layers:
-        raise ExportError("no layer of this network suits int8: every one is too small or has no constant weights.")
-
-
-def _rows(batches: Batches) -> Iterator[dict[str, Array]]:
-    for batch in batches:
-        for index in range(len(next(iter(batch.values())))):
-            yield {name: values[index : index + 1] for name, values in batch.items()}
-
-
-def _grouped(rows: Sequence[Mapping[str, Array]], fixed: int, size: int = _ROWS) -> list[dict[str, Array]]:
-    """Put rows together again; where the graph's batch is fixed, the rows that fill none are left away."""
-    count = len(rows) // fixed * fixed if fixed else len(rows)
-    groups = [rows[start : start + (fixed or size)] for start in range(0, count, fixed or size)]
-    if not groups:
-        raise ExportError(f"calibration: the graph's batch is fixed at {fixed}, got {len(rows)} images for a part.")
-    return [{name: np.concatenate([row[name] for row in group]) for name in group[0]} for group in groups]
-
-
-def _split(
-    model: "ModelProto", batches: Batches, held_out: Batches | None, quality: Quality
-) -> tuple[Batches, Batches, tuple[str, ...]]:
-    """Divide the images into those for fitting and those for measuring."""
-    rows = list(_rows(batches))
-    if not rows:
-        raise ExportError("calibration: expected images, got none.")
-    fixed = _fixed_rows(model)
-    if held_out is not None:
-        most = max(min(_FIT[quality], _affordable(model, rows[0])), fixed, 1)
-        return _grouped(rows[:most], fixed), _grouped(list(_rows(held_out))[:MOST_HELD], fixed), ()
-    if len(rows) < 4 * max(fixed, 1):
-        groups = _grouped(rows, fixed)
-        return groups, groups, (f"{len(rows)} images: none could be held out of the fit.",)
-    held = max(min(MOST_HELD, -(-len(rows) // 4)), fixed)
-    most = max(min(_FIT[quality], _affordable(model, rows[0])), fixed, 1)
-    return _grouped(rows[: min(len(rows) - held, most)], fixed), _grouped(rows[-held:], fixed), ()
-
-
-def _fixed_rows(model: "ModelProto") -> int:
-    dims = [value.type.tensor_type.shape.dim for value in model.graph.input]
-    return max((int(axes[0].dim_value) for axes in dims if axes), default=0)
-
-
-def _affordable(model: "ModelProto", row: Mapping[str, Array]) -> int:
-    """Return how many images' values fit into memory: of the largest tensor, about four copies live at a time."""
-    from onnx import ModelProto, ValueInfoProto
-
-    shown = ModelProto()
-    shown.CopyFrom(model)
-    shown.graph.ClearField("output")
-    names = [node.output[0] for node in model.graph.node if node.op_type != "Constant"]
-    shown.graph.output.extend(ValueInfoProto(name=name) for name in names)
-    from engineworks.calibration.walk import session
-
-    size = _fixed_rows(model) or 1
-    values = session(shown).run(names, {name: np.repeat(array, size, axis=0) for name, array in row.items()})
-    largest = max(value.nbytes // size for value in values)
-    return int(max(8, _ROOM // (4 * max(largest, 1))))
+        rules = sorted({one.rule for one in placement.decisions if one.role == "input"})
+        raise ExportError(
+            "no layer of this network suits int8: every one is too small, has no constant weights, or is none that the "
+            f"compiler computes in int8 (by the rules: {', '.join(rules) or 'there is no such layer'})."
+        )
 
 
 def _step(job: _Job, name: str, answers: Floats) -> Step:
@@ -242,13 +198,13 @@ def _step(job: _Job, name: str, answers: Floats) -> Step:
 
 def _choose(job: _Job, method: str) -> tuple[str, Mapping[str, float], dict[str, Int8Layer], list[Step]]:
     """Choose ranges, each way with biases corrected; return the steps measured, the chosen one last."""
-    layers = correct_biases(job.model, job.placement, job.measured.means, rest=job.rest)
+    layers = correct_biases(job.model, job.placement, job.measured.means, rest=job.to.rest)
     names = list(job.measured.scales) if method == "auto" else [method]
     steps: dict[str, Step] = {}
 
     def answer(name: str) -> Floats:
         job.say("ranges", len(steps), len(names))
-        graph = insert_qdq(job.model, job.placement, job.measured.scales[name], weights=layers, rest=job.rest)
+        graph = insert_qdq(job.model, job.placement, job.measured.scales[name], weights=layers, rest=job.to.rest)
         answers = run_all(graph, job.held)
         steps[name] = _step(job, f"{name} ranges, biases corrected", answers)
         return answers
@@ -262,7 +218,7 @@ def _moved(job: _Job, placement: Placement, scales: Mapping[str, float]) -> Shif
     """Shift what can be; ``fast`` shifts nothing."""
     if job.quality == "fast":
         return Shifted(job.model, scales, {}, {})
-    return shift(job.model, placement, scales, padded=job.quality == "high", rest=job.rest)
+    return shift(job.model, placement, scales, padded=job.quality == "high", rest=job.to.rest)
 
 
 def _corrected(job: _Job, first: Quantised, share: float | None) -> Quantised:
@@ -271,13 +227,13 @@ def _corrected(job: _Job, first: Quantised, share: float | None) -> Quantised:
     moved = _moved(job, job.placement, first.scales)
     left_out, spent = (first.left_out, first.fp16_share) if share is None else _left_out(job, moved, share)
     if left_out and share is not None:
-        moved = _moved(job, place(job.model, left_out=left_out), first.scales)
-    placement = place(moved.model, left_out=left_out)
+        moved = _moved(job, place(job.model, left_out=left_out, flavour=job.to.flavour), first.scales)
+    placement = place(moved.model, left_out=left_out, flavour=job.to.flavour)
     corrected = correct(
-        moved.model, placement, moved.scales, job.fit, options=Options(job.rest),
+        moved.model, placement, moved.scales, job.fit, options=Options(job.to.rest),
         on_layer=lambda done, total: job.say("layers", done, total),
     )  # fmt: skip
-    graph = insert_qdq(moved.model, placement, moved.scales, weights=corrected.layers, rest=job.rest)
+    graph = insert_qdq(moved.model, placement, moved.scales, weights=corrected.layers, rest=job.to.rest)
     name = f"{'255-level shift everywhere' if high else '255-level shift'}, rounding, affine correction"
     name += f", {len(left_out)} layers left out" if left_out else ""
     step = _step(job, name, run_all(graph, job.held))
@@ -290,7 +246,7 @@ def _corrected(job: _Job, first: Quantised, share: float | None) -> Quantised:
 def _left_out(job: _Job, moved: Shifted, share: float) -> tuple[tuple[str, ...], float]:
     costs = layer_costs(job.model, job.fit[0])
     whole = sum(costs.values())
-    placement = place(moved.model)
+    placement = place(moved.model, flavour=job.to.flavour)
     candidates = [name for name in placement.layers if costs[name] <= share * whole]
     if not candidates:
         return (), 0.0
@@ -301,11 +257,12 @@ def _left_out(job: _Job, moved: Shifted, share: float) -> tuple[tuple[str, ...],
 
 def _noise(job: _Job, moved: Shifted, candidates: Collection[str]) -> dict[str, float]:
     """Quantise one layer at a time, on a few images."""
-    layers = correct_biases(moved.model, place(moved.model), moved.means(job.measured.means), rest=job.rest)
-    fixed = _fixed_rows(job.model)
-    few = _grouped(list(_rows(job.fit))[: max(_SCANNED, fixed)], fixed, _SCANNED)
+    placement = place(moved.model, flavour=job.to.flavour)
+    layers = correct_biases(moved.model, placement, moved.means(job.measured.means), rest=job.to.rest)
+    fixed = fixed_rows(job.model)
+    few = grouped(list(rows_of(job.fit))[: max(_SCANNED, fixed)], fixed, _SCANNED)
     return sensitivity(
-        moved.model, moved.scales, layers, few, candidates, rest=job.rest,
+        moved.model, moved.scales, layers, few, candidates, rest=job.to.rest,
         on_layer=lambda done, total: job.say("sensitivity", done, total),
     )  # fmt: skip
 

@@ -97,8 +97,22 @@ class Images:
         """Yield the sha256 of each image's content."""
         return (hashlib.sha256(item.content()).digest() for item in self.items())
 
-    def divide(self, share: int = 4) -> "tuple[Images, Images]":
-        """Split into those to fit on and those held out, every ``share``-th, so that neither has seen the other."""
+    def divide(self, share: int = 4, least: int = 1) -> "tuple[Images, Images]":
+        """Split into those to fit on and those held out, so that neither has seen the other.
+
+        Args:
+            share: every so many-th is held out.
+            least: of images in each part; more are held out where that takes it.
+
+        Raises:
+            InputError: there are fewer than twice ``least``.
+        """
+        if self.count < 2 * least:
+            raise InputError(
+                f"calibration images, {self.description}: {2 * least} or more are needed, {least} to fit on and {least}"
+                f" held out, for the network's batch is fixed; got {self.count}."
+            )
+        share = min(share, self.count // least)
         held = set(range(share - 1, self.count, share))
         return self._part(held, inside=False), self._part(held, inside=True)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,15 @@ from engineworks.calibration.equalise import equalise
 from engineworks.calibration.images import open_images
 from engineworks.calibration.lint import lint
 from engineworks.calibration.observe import EVERY, Statistics, observe
+from engineworks.calibration.parts import MOST_FIT, MOST_HELD
 from engineworks.calibration.placement import place
-from engineworks.calibration.quantise import MOST_FIT, MOST_HELD, Measured, Quantised, layer_noise, quantise
+from engineworks.calibration.quantise import (
+    Destination,
+    Measured,
+    Quantised,
+    layer_noise,
+    quantise,
+)
 from engineworks.calibration.record import (
     Calibration,
     check_fresh,
@@ -37,6 +44,7 @@ from engineworks.export.recipe import Recipe
 from engineworks.runtime.errors import ExportError, InputError
 from engineworks.runtime.manifest import Scores, Tensor
 from engineworks.runtime.preprocessing import Preprocessing, normalise
+from engineworks.runtime.trt_runtime import Flavour
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -62,6 +70,7 @@ class Calibrator:
         say: told a step, its outcome in words, and whether that is a warning.
         on_progress: told what is being done, and how much of it is.
         labels, scores: the network's classes, and how it ranks them.
+        flavour: the compiler that layers are chosen for; ``tensorrt``, whose rules are documented, where there is none.
     """
 
     recipe: Recipe
@@ -72,6 +81,12 @@ class Calibrator:
     on_progress: OnProgress
     labels: tuple[str, ...] = ()
     scores: Scores = "logits"
+    flavour: Flavour = "tensorrt"
+
+    @property
+    def parts(self) -> tuple[Images, Images]:
+        """The images to fit on, and those held out: a quarter, or more where a fixed batch takes them."""
+        return _divided(self.images, self.recipe)
 
 
 @dataclass(frozen=True)
@@ -104,13 +119,14 @@ def open_calibration(
         say: told of each image that is left out, and why.
 
     Raises:
-        ExportError: no such data, fewer than 8 images, or images that do not fit the network.
+        ExportError: no such data, fewer than 8 images or than two of a fixed batch, or images that do not fit the
+            network.
     """
     tensors = [Tensor(spec.name, spec.dtype, ("batch", *spec.shape)) for spec in inputs]
     known = normalised_before(preprocessing)
     assert recipe.calib_data is not None
     try:
-        return open_images(
+        images = open_images(
             recipe.calib_data,
             tensors,
             known,
@@ -119,6 +135,21 @@ def open_calibration(
         )
     except InputError as error:
         raise ExportError(str(error)) from error
+    _divided(images, recipe)
+    return images
+
+
+def _divided(images: Images, recipe: Recipe) -> tuple[Images, Images]:
+    try:
+        return images.divide(least=_fixed(recipe))
+    except InputError as error:
+        mend = f"Give as many and --calib-images {2 * _fixed(recipe)}, or another --batch."
+        raise ExportError(f"{error} {mend}") from error
+
+
+def _fixed(recipe: Recipe) -> int:
+    """Return the rows that every run of the graph takes; 1 where the batch is free."""
+    return recipe.batch.max if recipe.batch.min == recipe.batch.max else 1
 
 
 def normalised_before(preprocessing: Mapping[str, Any] | None) -> Preprocessing | None:
@@ -126,17 +157,17 @@ def normalised_before(preprocessing: Mapping[str, Any] | None) -> Preprocessing 
     return None if preprocessing is None else replace(Preprocessing.from_json(preprocessing), in_graph=False)
 
 
-def held_out_samples(images: Images, pictures: Preprocessing | None = None) -> dict[str, Array]:
+def held_out_samples(held: Images, pictures: Preprocessing | None = None) -> dict[str, Array]:
     """Return up to 8 held-out images as one batch: what every graph is compared on.
 
     Args:
-        images: all that were chosen.
+        held: those that are held out (``Calibrator.parts``).
         pictures: how they were normalised, where they are wanted as they were before: uint8, channels last.
 
     Raises:
         ExportError: an image that does not fit, or too many that cannot be read; or arrays that are no pictures.
     """
-    rows = _taken(images.divide()[1], SAMPLES)
+    rows = _taken(held, SAMPLES)
     batch = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     return batch if pictures is None else {name: _as_pictures(array, pictures) for name, array in batch.items()}
 
@@ -169,9 +200,10 @@ def calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
 
 
 def _calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
-    fit, held = job.images.divide()
+    fit, held = job.parts
     judge = None if job.recipe.max_drop is None else _judge(graph, job, held)
-    rows, few = _taken(fit, MOST_FIT), _taken(held, MOST_HELD)
+    fixed = _fixed(job.recipe)
+    rows, few = _taken(fit, max(MOST_FIT, fixed), fixed), _taken(held, max(MOST_HELD, fixed), fixed)
     notes, digest = _examined(graph, job, rows), graph_sha256(graph)
     equalised = equalise(graph, rows[:_EQUALISED])
     graph = equalised.model
@@ -224,13 +256,18 @@ def place_of(made: Quantised) -> tuple[str, ...]:
     return tuple(dict.fromkeys(d.node for d in made.decisions if d.role == "weight" and d.quantised))
 
 
-def _taken(images: Images, most: int) -> list[Row]:
+def _taken(images: Images, most: int, least: int = 1) -> list[Row]:
     try:
         rows: list[Row] = [*islice(images, most)]
     except InputError as error:
         raise ExportError(str(error)) from error
     if not rows:
         raise ExportError(f"calibration images, {images.description}: none of them can be read.")
+    if len(rows) < least:
+        raise ExportError(
+            f"calibration images, {images.description}: {len(rows)} of them can be read, the fixed batch takes {least}."
+            " Give more, or mend those."
+        )
     return rows
 
 
@@ -261,7 +298,8 @@ def _observed(graph: "ModelProto", digest: str, job: Calibrator, fit: Images) ->
         return kept
     methods: tuple[Method, ...] = _AUTO if recipe.calib_method == "auto" else (recipe.calib_method,)
     began = time.monotonic()
-    names = list(dict.fromkeys((*place(graph).activations, *twin_tensors(graph))))
+    wanted = (name for flavour in get_args(Flavour) for name in place(graph, flavour=flavour).activations)
+    names = list(dict.fromkeys((*wanted, *twin_tensors(graph))))  # for every compiler: the cache knows of none
     statistics = observe(graph, names, fit, on_progress=_told(job.on_progress))
     record = _recorded(statistics, methods, job, digest)
     job.say("calibration", f"{statistics.images} images observed in {time.monotonic() - began:.1f} s", False)
@@ -305,6 +343,11 @@ class _Bench:
     began: float = field(default_factory=time.monotonic)
 
     @property
+    def to(self) -> Destination:
+        """What the graph is meant for."""
+        return Destination(self.job.recipe.int8_rest, self.job.flavour)
+
+    @property
     def measured(self) -> Measured:
         """What was observed, as quantising takes it."""
         tensors = self.record.tensors
@@ -324,7 +367,7 @@ class _Bench:
             method=method or recipe.calib_method,
             quality=recipe.quality,
             fp16_share=leave,
-            rest=recipe.int8_rest,
+            to=self.to,
             on_progress=on_part or self._tell,
         )
 
@@ -337,12 +380,11 @@ def _shop(bench: _Bench) -> Shop:
 
     def noise(method: str, on_part: OnPart) -> Mapping[str, float]:
         return layer_noise(
-            bench.graph, bench.rows, bench.measured, method, quality=recipe.quality, rest=recipe.int8_rest,
-            on_progress=on_part,
+            bench.graph, bench.rows, bench.measured, method, quality=recipe.quality, to=bench.to, on_progress=on_part,
         )  # fmt: skip
 
     return Shop(
-        layers=len(place(bench.graph).layers),
+        layers=len(place(bench.graph, flavour=job.flavour).layers),
         build=bench.quantise,
         noise=noise,
         typed=(lambda model: to_half(model, "fp16")) if recipe.int8_rest == "fp16" else None,
@@ -382,6 +424,9 @@ def _completed(record: Calibration, made: Quantised) -> Calibration:
 
 
 def _left_out(made: Quantised) -> Iterable[str]:
+    turned = {one.node: one.why for one in made.decisions if one.role == "input" and one.rule == "transposed"}
+    if turned:
+        yield f"int8: {', '.join(turned)} stay in the float type: {next(iter(turned.values()))}"
     if made.left_out:
         yield (
             f"int8: {len(made.left_out)} layers stay in the float type, {made.fp16_share:.2%} of the multiply-adds: "

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from engineworks.calibration import LARGEST_FP16, SMALLEST_FP16, beyond_fp16
 from engineworks.export.apart import Weights, whole, without_references
 from engineworks.export.calibrate import Calibrated
-from engineworks.export.clean import modules
+from engineworks.export.floors import LEAST_INT8_DB, Floors, Needed, check_carried, within
+from engineworks.export.fp16_range import check_ranges
 from engineworks.export.half import HalfType, half_weights, to_half
 from engineworks.export.head import Head, with_head
 from engineworks.export.layers import Layer, first_wrong
@@ -22,28 +22,20 @@ from engineworks.export.precision import check_realised
 from engineworks.export.probe import differing
 from engineworks.export.recipe import Recipe
 from engineworks.export.referee import Answers, Referee
-from engineworks.export.reference import float32_floor, noise_floor
-from engineworks.export.samples import rows
 from engineworks.export.to_onnx import Exported
 from engineworks.runtime.backend import OrtSession
-from engineworks.runtime.compare import sqnr
 from engineworks.runtime.errors import ExportError, ParityError
-from engineworks.runtime.manifest import Batch, Rung
+from engineworks.runtime.manifest import Rung
 from engineworks.runtime.ort_session import Optimise
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 Array = npt.NDArray[Any]
-Floors = list[tuple[float, str]]
 Seen = Callable[[], list[Layer]]
 Calibrate = Callable[["ModelProto"], Calibrated]
-_FLOOR_ROWS = 4  # the floor's noise is averaged over every element of these rows' outputs
-LEAST_DB = 20.0  # noise of a tenth of the answers: to be as good as that proves nothing
-_LEAST_INT8_DB = 10.0  # noise of a third of the answers: trained networks keep 18 to 40 dB
 _KEPT = 8  # rows of answers, for the report
 _MUCH = 1 << 28  # bytes of weights: from here on memory is worth the moment that tidying takes
-_NEAR = 0.25  # of FP16's range: worth a note, for other inputs may go further
 
 
 @dataclass(frozen=True)
@@ -87,11 +79,6 @@ def check(graph: "ModelProto", inputs: tuple[str, ...], outputs: tuple[str, ...]
         )
 
 
-def within(wanted: int, batch: Batch) -> int:
-    """Return the number of rows nearest to ``wanted`` that the batch allows."""
-    return min(max(wanted, batch.min), batch.max)
-
-
 @dataclass(frozen=True)
 class Ladder:
     """One proof: the referee runs graphs while PyTorch finds the floors that their answers are held to."""
@@ -112,7 +99,7 @@ class Ladder:
         on_typed(content)
         answers = self._plain_answers(content)
         seen = self._seen(graph, self.exported.weights)
-        rungs = self._climb(answers, "onnx-fp32", self._float32_floors(), seen)
+        rungs = self._climb(answers, "onnx-fp32", self.floors.float32(), seen)
         return self._proven(graph, content, None, rungs, (), self._layers("fp32", seen), answers)
 
     def half(self, kind: HalfType, on_typed: Callable[[bytes], None]) -> Proven:
@@ -121,9 +108,9 @@ class Ladder:
         plain = graph.SerializeToString()
         ranges = self._ranges(plain) if kind == "fp16" else None
         plain_answers = self._plain_answers(plain, weights)
-        floors = self._half_floors(kind)
+        floors = self.floors.half(kind)
         self.tidy()
-        notes = _check_ranges(graph, ranges.result()) if ranges is not None else ()
+        notes = check_ranges(graph, ranges.result()) if ranges is not None else ()
         typed = with_head(to_half(self.exported.graph, kind), self.head)
         check(typed, tuple(self.yardstick.inputs), tuple(self._outputs))
         check_realised(typed, kind)
@@ -134,13 +121,15 @@ class Ladder:
         self.tidy()
         on_typed(content)
         answers = self._answers(cpu or content)
-        _check_carried(floors, kind)
+        check_carried(floors, kind)
         before = self._seen(graph, weights)
-        rungs = self._climb(plain_answers, "onnx-fp32", self._gained(floors, kind), before)
+        rungs = self._climb(plain_answers, "onnx-fp32", self.floors.gained(floors, kind), before)
         self._layers("fp32", before)
         seen = self._seen(typed, weights, kind)
         name = f"onnx-{kind}{'-emulated' if cpu else ''}"
-        rungs += self._climb(answers, name, [(floor, f"{kind} rounding of the original") for floor in floors], seen)
+        words = f"{kind} rounding of the original"
+        needed = {size: [(floor, words) for floor in each] for size, each in floors.items()}
+        rungs += self._climb(answers, name, needed, seen)
         return self._proven(typed, content, cpu, rungs, notes, self._layers(kind, seen), answers)
 
     def int8(self, calibrate: Calibrate, on_typed: Callable[[bytes], None]) -> Proven:
@@ -150,14 +139,14 @@ class Ladder:
         ranges = self._ranges(plain.SerializeToString()).result() if rest == "fp16" else {}
         plain_answers = self._plain_answers(plain.SerializeToString(), weights)
         before = self._seen(plain, weights)
-        rungs = self._climb(plain_answers, "onnx-fp32", self._float32_floors(), before)
+        rungs = self._climb(plain_answers, "onnx-fp32", self.floors.float32(), before)
         self._layers("fp32", before)
         made = calibrate(_model(whole(self.exported.graph, weights)))
         notes = made.notes
         if rest == "fp16":
             both = {name: max(ranges.get(name, 0.0), made.ranges.get(name, 0.0)) for name in (*ranges, *made.ranges)}
-            notes += _check_ranges(plain, both)
-        floors = self._int8_floors(with_head(made.model, self.head))
+            notes += check_ranges(plain, both)
+        floors = self.floors.int8(with_head(made.model, self.head), self._outputs, self.referee)
         typed = with_head(to_half(made.model, "fp16") if rest == "fp16" else made.model, self.head)
         check(typed, tuple(self.yardstick.inputs), tuple(self._outputs))
         check_realised(typed, rest, made.layers)
@@ -171,30 +160,13 @@ class Ladder:
         proven = self._proven(typed, content, cpu, (*rungs, *more), (*notes, *told), layers, answers)
         return replace(proven, calibration=made.record)
 
-    def _int8_floors(self, graph: "ModelProto") -> Floors:
-        """Ask the graph that is int8 in float32: what it keeps of the answers, a cast of the rest must keep too.
-
-        Raises:
-            ExportError: that is too little to mean anything.
-        """
-        size = within(max(len(array) for array in self.yardstick.inputs.values()), self.recipe.batch)
-        exact = self.yardstick.answers.get(size) or [rows(output, size) for output in self.yardstick.reference]
-        asked = self.referee.answers(graph.SerializeToString(), self._outputs, [size], optimise="float")
-        found = [sqnr(true, got) for true, got in zip(exact, asked.by_batch[size].result(), strict=True)]
-        if min(found) < _LEAST_INT8_DB:
-            raise ExportError(
-                f"int8 cannot carry this network as it is: it keeps {min(found):.1f} dB of the answers to the held-out "
-                f"images, {_LEAST_INT8_DB:.0f} are the least that means anything. Try --quality high, --fp16-share "
-                "10%, more --calib-images, or --fp16."
-            )
-        return [(db, "int8 rounding, in float32") for db in found]
-
     def _twin(self, graph: "ModelProto") -> tuple[bytes | None, tuple[Rung, ...], tuple[str, ...]]:
         """Prove the graph for CPUs; where it answers too badly it is left away, and that is said."""
         content = graph.SerializeToString()
-        floor = (_LEAST_INT8_DB + MARGIN_DB, "the least that an int8 graph for CPUs must keep")
+        floor = (LEAST_INT8_DB + MARGIN_DB, "the least that an int8 graph for CPUs must keep")
+        needed = dict.fromkeys(self.yardstick.answers, [floor] * len(self._outputs))
         try:
-            return content, self._climb(self._answers(content), "onnx-int8-cpu", [floor] * len(self._outputs)), ()
+            return content, self._climb(self._answers(content), "onnx-int8-cpu", needed), ()
         except ParityError as error:
             words = "no int8 graph for CPUs: the graph for GPUs runs there, in float and no faster than float32"
             return None, (), (f"{words} ({str(error).partition(';')[0]})",)
@@ -259,6 +231,11 @@ class Ladder:
             give_back_memory()
 
     @property
+    def floors(self) -> Floors:
+        """What finds the decibels that each rung must reach."""
+        return Floors(self.exported, self.yardstick, self.recipe.batch)
+
+    @property
     def _outputs(self) -> list[str]:
         return [value.name for value in self.exported.graph.graph.output]
 
@@ -277,30 +254,13 @@ class Ladder:
         batch = self.recipe.batch
         return self.referee.ranges(graph, self.exported.weights, within(count, batch), batch.min)
 
-    def _climb(self, answers: Answers, name: str, floors: Floors, seen: Seen = lambda: []) -> tuple[Rung, ...]:
+    def _climb(self, answers: Answers, name: str, floors: Needed, seen: Seen = lambda: []) -> tuple[Rung, ...]:
         try:
             rungs = climb(answers, name, self._outputs, self.yardstick, floors)
         except ParityError as error:
             raise ParityError(f"{error}{blame(seen())}") from error
         self.say(rungs[-1])
         return rungs
-
-    def _float32_floors(self) -> Floors:
-        """Return the floors of float32 from a half type that can carry the network: FP16, or BF16 for its range."""
-        half = self._half_floors("fp16")
-        if all(floor >= LEAST_DB for floor in half):
-            return self._gained(half, "fp16")
-        return self._gained(self._half_floors("bf16"), "bf16")
-
-    def _half_floors(self, kind: HalfType) -> list[float]:
-        size = within(_FLOOR_ROWS, self.recipe.batch)
-        few = {name: rows(array, size) for name, array in self.yardstick.inputs.items()}
-        exact = self.yardstick.answers.get(size) or [rows(output, size) for output in self.yardstick.reference]
-        return noise_floor(self.exported.run, few, exact, kind)
-
-    def _gained(self, half: list[float], kind: HalfType) -> Floors:
-        words = f"{kind} rounding of the original, float32's bits gained, sums lost"
-        return [(float32_floor(floor, kind, self.exported.graph), words) for floor in half]
 
 
 def _model(content: bytes) -> "ModelProto":
@@ -317,40 +277,3 @@ def _emulated(typed: "ModelProto", weights: Weights, kind: HalfType) -> bytes | 
     from engineworks.export.emulate import emulate
 
     return whole(emulate(typed, kind), weights)
-
-
-def _check_carried(floors: list[float], kind: HalfType) -> None:
-    if not all(floor >= LEAST_DB for floor in floors):
-        raise ExportError(
-            f"{kind} cannot carry this network: rounding every tensor to it keeps {min(floors):.1f} dB of its answers, "
-            f"{LEAST_DB:.0f} are the least that means anything. Use {'--bf16 or ' if kind == 'fp16' else ''}--fp32."
-        )
-
-
-def _check_ranges(graph: "ModelProto", ranges: dict[str, float]) -> tuple[str, ...]:
-    """Refuse values that FP16 cannot hold, by layer; note those that come near its ends.
-
-    Raises:
-        ExportError: naming the first layer beyond, its module, and how far it goes.
-    """
-    where, beyond = modules(graph), beyond_fp16(ranges)
-    if beyond:
-        name, value = next(iter(beyond.items()))
-        raise ExportError(
-            f"FP16 overflows: {_named(name, where)} reaches {value:.3g} on the sample inputs, FP16 ends at "
-            f"{LARGEST_FP16:.0f} ({len(beyond)} such tensors). Use --bf16 or --fp32."
-        )
-    small = [name for name, value in ranges.items() if 0 < value < SMALLEST_FP16]
-    notes = [
-        f"FP16 underflow: {_named(name, where)} stays below {SMALLEST_FP16:.2g}; digits are lost." for name in small
-    ]
-    name, value = max(ranges.items(), key=lambda item: item[1])
-    if value >= LARGEST_FP16 * _NEAR:
-        notes.append(
-            f"FP16 range: {_named(name, where)} reaches {value:.3g} of {LARGEST_FP16:.0f}; larger inputs may overflow."
-        )
-    return tuple(notes)
-
-
-def _named(value: str, where: dict[str, str]) -> str:
-    return f"{where[value]} ({value})" if where.get(value) else value

@@ -5,7 +5,6 @@ file's folder.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from engineworks.export.inputs import DTYPES, InputSpec
+from engineworks.export.onnx_checks import (
+    ONNX_DOMAINS,
+    check_operators,
+    check_outputs,
+    check_shapes,
+    inner_graphs,
+    tensors_of,
+)
 from engineworks.export.original import FILE, Arrays, Original
 from engineworks.export.recipe import NEWEST_OPSET, OLDEST_OPSET, Recipe
 from engineworks.export.source import Source, digest_of, own_preprocessing
@@ -20,18 +27,11 @@ from engineworks.runtime.errors import BackendError, ExportError
 from engineworks.runtime.manifest import Weights
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+    from onnx import GraphProto, ModelProto, ValueInfoProto
 
     from engineworks.export.to_onnx import Exported
 
-_DOMAINS = {"", "ai.onnx"}
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool"}
-_HALVES = {10, 16}
-_QUANTISED = {
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
-    "MatMulInteger",
-}  # fmt: skip
-_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _OLDEST_IR = 8  # before 4, weights had to stand among the inputs
 
 
@@ -80,7 +80,7 @@ def _load_external(model: "ModelProto", file: Path) -> list[Path]:
     from onnx.external_data_helper import load_external_data_for_tensor
 
     folder, found = file.parent.resolve(), set[Path]()
-    for tensor in _tensors(model.graph):
+    for tensor in tensors_of(model.graph):
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
@@ -99,18 +99,6 @@ def _load_external(model: "ModelProto", file: Path) -> list[Path]:
     return sorted(found)
 
 
-def _tensors(graph: "GraphProto") -> "Iterator[TensorProto]":
-    """Yield every stored tensor, those inside nodes and inner graphs too."""
-    yield from graph.initializer
-    for node in graph.node:
-        for item in node.attribute:
-            if item.HasField("t"):
-                yield item.t
-            yield from item.tensors
-        for inner in _inner(node):
-            yield from _tensors(inner)
-
-
 def prepare(model: "ModelProto", recipe: Recipe) -> tuple[InputSpec, ...]:
     """Check a model, bring it to the operator set asked for, name its batch, and infer its shapes, in place.
 
@@ -127,15 +115,15 @@ def prepare(model: "ModelProto", recipe: Recipe) -> tuple[InputSpec, ...]:
         checker.check_model(model, full_check=True)
     except Exception as error:  # the checker's, shape inference's and protobuf's own
         raise ExportError(f"{shown}: is not valid ONNX: {_line(error)}.") from error
-    _check_operators(model, shown)
+    check_operators(model, shown)
     _bring_to_opset(model, recipe)
     _name_nodes(model.graph, set())
     _drop_weights_from_inputs(model)
     names = [value.name for value in model.graph.input]
     if not names:
         raise ExportError(f"{shown}: takes no input.")
-    _check_shapes(recipe, names)
-    _check_outputs(model, shown)
+    check_shapes(recipe, names)
+    check_outputs(model, shown)
     specs = tuple(_input(value, recipe) for value in model.graph.input)
     _infer(model, recipe)
     return specs
@@ -160,73 +148,8 @@ def _name_nodes(graph: "GraphProto", taken: set[str]) -> None:
             name = f"{wanted}_{number}"
         node.name = name
         taken.add(name)
-        for inner in _inner(node):
+        for inner in inner_graphs(node):
             _name_nodes(inner, taken)
-
-
-def _check_shapes(recipe: Recipe, names: list[str]) -> None:
-    """Hold the names of ``--shape`` against the inputs'."""
-    given, known = [shape.name for shape in recipe.shapes], ", ".join(names)
-    unknown = [name for name in given if name not in {"", *names}]
-    if unknown:
-        raise ExportError(f"--shape: {recipe.spec.shown} takes the inputs {known}; got {', '.join(unknown)}.")
-    if len(set(given)) < len(given) or ("" in given and max(len(given), len(names)) > 1):
-        raise ExportError(f"--shape: name each input of {recipe.spec.shown} once, as NAME:SIZES; it takes {known}.")
-
-
-def _check_outputs(model: "ModelProto", shown: str) -> None:
-    """Refuse outputs that nothing computes, and those that are listed twice."""
-    computed, names = {name for node in model.graph.node for name in node.output}, set[str]()
-    for name in (value.name for value in model.graph.output):
-        if name in names:
-            raise ExportError(f"{shown}: lists its output {name} twice.")
-        if name not in computed:
-            raise ExportError(f"{shown}: output {name} is an input or a constant, passed through. Leave it out.")
-        names.add(name)
-
-
-def _check_operators(model: "ModelProto", shown: str) -> None:
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in _nodes(model.graph):
-        if node.domain not in _DOMAINS:
-            raise ExportError(
-                f"{shown}: {node.op_type} at {node.name or node.output[0]} is no operator of ONNX ({node.domain}); "
-                "TensorRT does not take it. Export the network without runtime-specific optimisation."
-            )
-        if node.op_type in _QUANTISED:
-            raise ExportError(f"{shown}: is quantised already ({node.op_type}). Give the float32 network.")
-        if node.op_type in _RANDOM or (node.op_type == "Dropout" and not _sleeps(node, stored)):
-            raise ExportError(
-                f"{shown}: {node.op_type} at {node.name or node.output[0]} draws random numbers; such a graph cannot "
-                "be compared. Export the network in eval mode."
-            )
-    half = next((tensor.name or "a constant" for tensor in _tensors(model.graph) if tensor.data_type in _HALVES), None)
-    if half is not None:
-        raise ExportError(f"{shown}: {half} is stored in half precision. Give the float32 network; --fp16 casts it.")
-
-
-def _sleeps(dropout: "NodeProto", stored: "Mapping[str, TensorProto]") -> bool:
-    """Tell whether a Dropout lets everything through: its third input, training mode, is absent or stored as false."""
-    from onnx import numpy_helper
-
-    if len(dropout.input) < 3 or not dropout.input[2]:
-        return True
-    return dropout.input[2] in stored and not numpy_helper.to_array(stored[dropout.input[2]]).any()
-
-
-def _nodes(graph: "GraphProto") -> "Iterator[NodeProto]":
-    """Yield every node, those of inner graphs too."""
-    for node in graph.node:
-        yield node
-        for inner in _inner(node):
-            yield from _nodes(inner)
-
-
-def _inner(node: "NodeProto") -> "Iterator[GraphProto]":
-    for item in node.attribute:
-        yield from item.graphs
-        if item.HasField("g"):
-            yield item.g
 
 
 def _bring_to_opset(model: "ModelProto", recipe: Recipe) -> None:
@@ -250,7 +173,7 @@ def _bring_to_opset(model: "ModelProto", recipe: Recipe) -> None:
 
 def opset_of(model: "ModelProto") -> int:
     """Return the version of ONNX's own operator set."""
-    return next(int(entry.version) for entry in model.opset_import if entry.domain in _DOMAINS)
+    return next(int(entry.version) for entry in model.opset_import if entry.domain in ONNX_DOMAINS)
 
 
 def _input(value: "ValueInfoProto", recipe: Recipe) -> InputSpec:

@@ -45,7 +45,11 @@ def batches(batch: Batch) -> list[int]:
 
 
 def climb(
-    answers: Answers, name: str, outputs: Sequence[str], yardstick: Yardstick, floors: Sequence[tuple[float, str]]
+    answers: Answers,
+    name: str,
+    outputs: Sequence[str],
+    yardstick: Yardstick,
+    floors: Mapping[int, Sequence[tuple[float, str]]],
 ) -> tuple[Rung, ...]:
     """Compare what a graph answers at every batch size with what the original does, output by output.
 
@@ -54,7 +58,7 @@ def climb(
         name: the rung's name, such as ``onnx-fp16``.
         outputs: the names of the graph's outputs, in the order of the original's.
         yardstick: what the original answers.
-        floors: for each output, the decibels that a correct run keeps, and where that figure comes from.
+        floors: at each batch size, for each output, the decibels that a correct run keeps, and where that comes from.
 
     Raises:
         ParityError: an output at a batch size is further from the original than the floor and its margin allow.
@@ -63,7 +67,7 @@ def climb(
     rungs = []
     for batch, expected_all in yardstick.answers.items():
         results = answers.by_batch[batch].result()
-        for output, expected, got, floor in zip(outputs, expected_all, results, floors, strict=True):
+        for output, expected, got, floor in zip(outputs, expected_all, results, floors[batch], strict=True):
             figures = agreement(expected, got, yardstick.scores)
             rung = _rung((name, yardstick.title), output, batch, figures, floor)
             _check(rung, figures, yardstick.probes)

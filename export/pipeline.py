@@ -171,6 +171,7 @@ def _calibrator(job: Job, original: Original) -> "Calibrator | None":
         job.on_progress,
         job.source.labels,
         job.source.scores,
+        job.choice.flavour or "tensorrt",
     )
 
 
@@ -183,7 +184,7 @@ def _samples(
 
     if calibrator is None or job.recipe.samples is not None:
         return samples_for(inputs, job.source.preprocessing, job.recipe.samples)
-    samples = held_out_samples(calibrator.images, calibrator.preprocessing if job.recipe.input == "uint8" else None)
+    samples = held_out_samples(calibrator.parts[1], calibrator.preprocessing if job.recipe.input == "uint8" else None)
     return samples, f"{len(next(iter(samples.values())))} of the calibration images that are held out"
 
 

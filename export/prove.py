@@ -10,8 +10,9 @@ import numpy.typing as npt
 from engineworks.export.apart import Weights, part
 from engineworks.export.clean import clean, modules
 from engineworks.export.emitter import CannotTranslate
+from engineworks.export.floors import within
 from engineworks.export.head import Head
-from engineworks.export.ladder import Calibrate, Ladder, Proven, check, within
+from engineworks.export.ladder import Calibrate, Ladder, Proven, check
 from engineworks.export.layers import Layer
 from engineworks.export.parity import Yardstick
 from engineworks.export.pools import remove_empty_pools

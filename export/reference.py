@@ -23,7 +23,7 @@ from engineworks.runtime.compare import sqnr
 from engineworks.runtime.errors import EngineworksError, ExportError, ParityError
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
     from torch import fx
     from torch.export import ExportedProgram
 
@@ -106,19 +106,40 @@ def _at(run: Callable[..., Any], inputs: Mapping[str, Array], size: int) -> list
 
 
 def noise_floor(run: RoundedRun, inputs: Mapping[str, Array], exact: Sequence[Array], kind: HalfType) -> list[float]:
-    """Return for each output the decibels at which rounding every tensor to ``kind`` leaves it; inf where exact.
+    """Return for each output the decibels at which rounding every tensor to ``kind`` leaves it, over all rows."""
+    size = len(exact[0])
+    return noise_floors(run, inputs, exact, kind, [size])[size]
+
+
+def noise_floors(
+    run: RoundedRun, inputs: Mapping[str, Array], exact: Sequence[Array], kind: HalfType, sizes: Sequence[int]
+) -> dict[int, list[float]]:
+    """Return at each batch size, for each output, the decibels at which rounding every tensor to ``kind`` leaves it.
 
     Args:
         run: the original, as a route of export gives it.
         inputs: a few rows; 2 or more where the batch is free.
         exact: what the original answers to them in float32.
         kind: ``fp16`` or ``bf16``.
+        sizes: batch sizes; of fewer rows than there are here, the worst so many count (``worst_sqnr``).
 
-    Rounding that overflows gives −inf: the type cannot carry the network.
+    Rounding that overflows gives −inf: the type cannot carry the network. What is exact gives inf.
     """
     pairs = list(zip(exact, run(inputs, kind), strict=True))
     assert all(signal.shape == other.shape for signal, other in pairs), "numpy would stretch one to the other"
-    return [sqnr(signal, other) if np.isfinite(other).all() else -math.inf for signal, other in pairs]
+    return {size: [worst_sqnr(signal, other, size) for signal, other in pairs] for size in sizes}
+
+
+def worst_sqnr(signal: Array, other: Array, size: int) -> float:
+    """Return the decibels that ``other`` keeps of the worst ``size`` neighbouring rows; of all, where ``size`` is more.
+
+    Rows whose signal is 0 throughout say nothing of their own.
+    """
+    if not np.isfinite(other).all():
+        return -math.inf
+    parts = [slice(start, start + size) for start in range(len(signal) - size + 1)]
+    alone = [sqnr(signal[part], other[part]) for part in parts if signal[part].any()]
+    return min([sqnr(signal, other), *alone])
 
 
 def float32_floor(half_floor: float, kind: HalfType, graph: "ModelProto") -> float:
@@ -133,17 +154,28 @@ def float32_floor(half_floor: float, kind: HalfType, graph: "ModelProto") -> flo
 
 def _longest_sum(graph: "ModelProto") -> int:
     """Return how many terms the longest sum has: of a kernel, or of an average or a total over a value's own axes."""
-    kernels: list[int] = [
-        math.prod(list(tensor.dims)[1:]) for tensor in graph.graph.initializer if len(tensor.dims) >= 2
-    ]
     values = (*graph.graph.input, *graph.graph.value_info, *graph.graph.output)
-    sizes = {value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in values}
-    averages: list[int] = [
-        _all_but_batch(sizes[node.input[0]]) // max(_all_but_batch(sizes[node.output[0]]), 1)
-        for node in graph.graph.node
-        if node.op_type in _AVERAGES and node.input[0] in sizes and node.output[0] in sizes
-    ]
-    return max((*kernels, *averages, 1))
+    sizes = {value.name: [int(axis.dim_value) for axis in value.type.tensor_type.shape.dim] for value in values}
+    sizes |= {tensor.name: [*tensor.dims] for tensor in graph.graph.initializer}
+    return max((_terms(node, sizes) for node in graph.graph.node), default=1) or 1
+
+
+def _terms(node: "NodeProto", sizes: Mapping[str, Sequence[int]]) -> int:
+    """Return how many products or values a node adds up for each value that it gives; 0 where that is not known."""
+    first, second, *_ = [*(sizes.get(name, ()) for name in node.input), (), ()]
+    result = sizes.get(node.output[0], ())
+    flags = {attribute.name: int(attribute.i) for attribute in node.attribute}
+    if node.op_type in _AVERAGES:
+        return _all_but_batch(first) // max(_all_but_batch(result), 1) if first and result else 0
+    if node.op_type == "Conv":
+        return math.prod(second[1:])
+    if node.op_type == "ConvTranspose" and second:
+        return math.prod(second) // max(second[1] * flags.get("group", 1), 1)
+    if node.op_type == "Gemm" and second:
+        return second[1 if flags.get("transB") else 0]
+    if node.op_type == "MatMul":
+        return [*second[-2:], *first[-1:], 0][0]
+    return 0
 
 
 def _all_but_batch(sizes: Sequence[int]) -> int:

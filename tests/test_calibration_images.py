@@ -221,6 +221,19 @@ def test_the_parts_share_no_image_and_lose_none(folder: Path) -> None:
     assert len({fit.sha256, held.sha256, opened(folder).sha256}) == 3
 
 
+@pytest.mark.parametrize(("least", "held"), [(1, 5), (5, 5), (6, 6), (7, 10), (10, 10)])
+def test_more_are_held_out_where_a_part_needs_them(folder: Path, least: int, held: int) -> None:
+    parts = opened(folder).divide(least=least)
+    assert [len(part) for part in parts] == [20 - held, held]
+    assert min(len(names(part)) for part in parts) >= least
+    assert sorted(names(parts[0]) + names(parts[1])) == names(opened(folder))
+
+
+def test_parts_that_would_be_too_small_are_refused_with_the_number_needed(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"22 or more are needed, 11 to fit on and 11 held out, .* is fixed; got 20\."):
+        opened(folder).divide(least=11)
+
+
 # --- broken ones
 
 

@@ -70,6 +70,24 @@ def test_the_weights_axis_counts_output_channels(kind: str, shape: tuple[int, ..
     assert f"axis {axis};" in decisions(model([node], [stored("w", *shape)]), "w", "weight").why
 
 
+def test_a_transposed_convolution_is_int8_for_tensorrt_and_float_for_rtx_which_would_not_compute_it_so() -> None:
+    nodes = [
+        conv("a", "x"),
+        helper.make_node("ConvTranspose", ["a", "up.weight"], ["up"], name="up", strides=[2, 2]),
+        conv("y", "up"),
+    ]
+    made = model(nodes, [*sized(("a", 16, 16, 3), ("y", 16, 16, 3)), stored("up.weight", 16, 16, 2, 2)])
+    assert place(made).layers == place(made, flavour="tensorrt").layers == ("a", "up", "y")
+    placed = place(made, flavour="rtx")
+    assert placed.layers == ("a", "y")
+    assert list(placed.activations) == ["x", "up"]
+    for role in ("input", "weight"):
+        found = decisions(made, "up", role, flavour="rtx")
+        assert (found.quantised, found.rule) == (False, "transposed")
+        assert "TensorRT-RTX computes int8 transposed convolutions in float16" in found.why
+    assert decisions(made, "up", flavour="rtx", left_out=["up"]).rule == "left out"
+
+
 def test_a_product_of_two_activations_stays_float() -> None:
     made = model([helper.make_node("MatMul", ["x", "x"], ["y"], name="m")], [])
     assert (decisions(made, "m").quantised, decisions(made, "m").rule) == (False, "constant weights")

@@ -8,7 +8,7 @@ from onnx import TensorProto, checker, helper, numpy_helper
 
 from engineworks.calibration.lint import lint
 from engineworks.calibration.placement import place
-from engineworks.calibration.quantise import Measured, layer_noise, quantise
+from engineworks.calibration.quantise import Destination, Measured, layer_noise, quantise
 from engineworks.calibration.walk import run_all
 from engineworks.runtime.compare import sqnr
 from engineworks.runtime.errors import ExportError
@@ -194,6 +194,33 @@ def test_a_network_that_int8_does_not_suit_is_refused() -> None:
     plain.graph.node.append(node("Flatten", "x", "scores"))
     with pytest.raises(ExportError, match="no layer of this network suits int8"):
         quantise(plain, CALIBRATION, MEASURED)
+
+
+def turned() -> Any:
+    """The network with a transposed convolution behind its stem, which doubles the picture."""
+    made = network()
+    weights = RNG.standard_normal((16, 16, 2, 2)).astype(np.float32) / 4
+    made.graph.initializer.append(numpy_helper.from_array(weights, "turn.w"))
+    made.graph.node[2].input[0] = "turn"
+    made.graph.node[7].input[1] = "turn"
+    made.graph.node.insert(2, node("ConvTranspose", "r0 turn.w", "turn", strides=[2, 2]))
+    return made
+
+
+@pytest.mark.parametrize("quality", ["fast", "normal", "high"])
+@pytest.mark.parametrize(("flavour", "kept"), [("tensorrt", True), ("rtx", False)])
+def test_a_transposed_convolution_is_int8_where_the_compiler_computes_it_so(
+    quality: Any, flavour: Any, kept: bool
+) -> None:
+    made = turned()
+    to = Destination(flavour=flavour)
+    found = quantise(made, CALIBRATION, measured(made, CALIBRATION), quality=quality, fp16_share=0.1, to=to)
+    int8 = {one.node for one in found.decisions if one.role == "weight" and one.quantised}
+    assert ("turn" in int8) is kept and "down" in int8
+    assert found.left_out == () or "turn" not in found.left_out or kept
+    assert lint(found.model) == []
+    noise = layer_noise(made, CALIBRATION, measured(made, CALIBRATION), "minmax", quality=quality, to=to)
+    assert ("turn" in noise) is kept
 
 
 @pytest.mark.parametrize("quality", ["fast", "normal", "high"])

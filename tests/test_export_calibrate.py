@@ -49,6 +49,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def digit_arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred digits as LeNet-5 takes them."""
+    kept = tmp_path_factory.mktemp("arrays") / "digits.npy"
+    with runtime.load(Path(__file__).parent / "data" / "lenet5-fp16", device="cpu") as model:
+        recipe = runtime.Preprocessing.from_json(model.manifest.preprocessing or {})
+    np.save(kept, runtime.preprocess(list(IMAGES[:100]), recipe))
+    return kept
+
+
+@pytest.fixture(scope="module")
 def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     engine: Any = "rtx" if RTX else "none"
     recipe = replace(PLAIN, calib_data=str(folder), engine=engine)
@@ -214,6 +224,39 @@ def test_too_few_images_and_a_missing_folder_end_before_anything_is_built(folder
     assert "expected an existing folder" in refused(replace(PLAIN, calib_data="nowhere.txt"), tmp_path)
 
 
+@pytest.mark.parametrize(("batch", "count"), [(8, 16), (20, 50), (32, 100)])
+def test_a_fixed_batch_holds_out_as_many_images_as_it_takes(
+    batch: int, count: int, digit_arrays: Path, tmp_path: Path
+) -> None:
+    recipe = replace(PLAIN, batch=Batch(batch, batch, batch), calib_data=str(digit_arrays), calib_images=count)
+    bundle = export_model(replace(recipe, quality="fast"), tmp_path / "b", use_cache=False)
+    assert json.loads(bundle.read("calibration.json"))["count"] == count - max(count // 4, count // (count // batch))
+    assert {rung.batch for rung in bundle.manifest.parity} == {batch}
+
+
+def test_too_few_images_for_a_fixed_batch_are_refused_before_anything_is_computed(
+    digit_arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engineworks.export.pipeline._measure", None)  # the first that asks the original
+    recipe = replace(PLAIN, batch=Batch(9, 9, 9), calib_data=str(digit_arrays), calib_images=17)
+    said = refused(recipe, tmp_path)
+    assert "18 or more are needed, 9 to fit on and 9 held out, for the network's batch is fixed; got 17." in said
+    assert said.endswith("Give as many and --calib-images 18, or another --batch.")
+
+
+def test_broken_images_that_leave_a_fixed_batch_unfilled_are_refused_before_the_rest_is_observed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engineworks.export.calibrate.observe", None)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for number, image in enumerate(IMAGES[:40]):
+        Image.fromarray(image).save(broken / f"{number:02}.png")
+    (broken / "01.png").write_bytes(b"")
+    said = refused(replace(PLAIN, batch=Batch(20, 20, 20), calib_data=str(broken)), tmp_path)
+    assert "20 held out: 19 of them can be read, the fixed batch takes 20." in said
+
+
 def test_an_int8_graph_that_keeps_too_little_is_refused_with_its_figure(folder: Path, tmp_path: Path) -> None:
     """The KL search clips what LeNet-5's distances need: 7.2 dB."""
     recipe = replace(PLAIN, calib_data=str(folder), calib_method="entropy", quality="fast")
@@ -235,6 +278,36 @@ def test_a_network_of_layers_too_small_for_int8_is_refused(tmp_path: Path, folde
         PLAIN, model=f"{file}:make", shapes=(InputSpec("", (1, 8, 8)),), calib_data=str(tmp_path / "x.npy")
     )
     assert "no layer of this network suits int8" in refused(recipe, tmp_path)
+
+
+UP = """
+from torch import nn
+def make():
+    stem, up = nn.Conv2d(3, 16, 3, padding=1), nn.ConvTranspose2d(16, 16, 2, 2)
+    return nn.Sequential(stem, nn.ReLU(), up, nn.ReLU(), nn.Conv2d(16, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+@pytest.mark.parametrize("engine", [pytest.param("rtx", marks=pytest.mark.skipif(not RTX, reason="no rtx")), "none"])
+def test_a_transposed_convolution_is_int8_but_where_rtx_would_compute_it_in_float16(
+    engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(UP)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((16, 3, 12, 12)).astype(np.float32))
+    flags = f"--int8 --shape 3x12x12 --quality fast --no-cache --batch 1:2:4 --engine {engine} --calib-data".split()
+    data, out = str(tmp_path / "x.npy"), str(tmp_path / "out")
+    assert export_main([f"{tmp_path / 'net.py'}:make", *flags, data, "-o", out]) == 0
+    said = capsys.readouterr().err
+    realised = runtime.open_bundle(Path(out)).manifest.precision.realised
+    assert inspect_main([out, "--why"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    float_weights = [line for line in lines if line.startswith("  float") and ": weight " in line]
+    if engine == "none":
+        assert realised == {"int8": 3} and float_weights == []
+    else:
+        assert realised == {"float16": 1, "int8": 2}
+        assert "[transposed] TensorRT-RTX computes int8 transposed" in "".join(float_weights)
+        assert "all 3 weighted layers as asked" in said and "stay in the float type: TensorRT-RTX computes" in said
 
 
 def test_the_command_line_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:

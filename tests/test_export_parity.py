@@ -40,7 +40,13 @@ def climb(
     content: bytes, name: str, outputs: Sequence[str], stick: Yardstick, floors: Sequence[tuple[float, str]]
 ) -> tuple[Rung, ...]:
     with Referee(stick.inputs) as referee:
-        return parity.climb(referee.answers(content, outputs, list(stick.answers)), name, outputs, stick, floors)
+        return parity.climb(
+            referee.answers(content, outputs, list(stick.answers)),
+            name,
+            outputs,
+            stick,
+            dict.fromkeys(stick.answers, floors),
+        )
 
 
 def test_equal_bits_are_said_so() -> None:

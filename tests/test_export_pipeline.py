@@ -354,6 +354,7 @@ def test_force_replaces_a_bundle_and_nothing_is_left_of_the_old(tmp_path: Path) 
         "manifest.json",
         "model.onnx",
         "reference.npz",
+        "report.html",
     ]
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 

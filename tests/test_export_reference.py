@@ -18,8 +18,10 @@ from engineworks.export.reference import (
     answers_by_batch,
     float32_floor,
     noise_floor,
+    noise_floors,
     rounded_program,
     rounded_trace,
+    worst_sqnr,
 )
 from engineworks.export.to_onnx import lrn_as_one_node
 from engineworks.export.translate import translate
@@ -148,6 +150,64 @@ def test_float32_gains_its_bits_and_pays_for_its_longest_sum() -> None:
     graph, *_ = translate(net, {"x": torch.from_numpy(pictures(2))}, ("y",), batch=Batch(1, 4, 8), opset=20)
     assert float32_floor(60.0, "fp16", graph) == pytest.approx(60 + 13 * 6.0206 - 24.08, abs=0.01)  # 10·log10(256)
     assert float32_floor(60.0, "bf16", graph) == pytest.approx(60 + 16 * 6.0206 - 24.08, abs=0.01)
+
+
+def one_product(kind: str, weights: tuple[int, ...], x: tuple[int, ...], **attributes: Any) -> onnx.ModelProto:
+    tensor = onnx.numpy_helper.from_array(np.zeros(weights, np.float32), "w")
+    node = onnx.helper.make_node(kind, ["x", "w"], ["y"], **attributes)
+    given = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", *x])
+    ends = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)]
+    return onnx.helper.make_model(onnx.helper.make_graph([node], "g", [given], ends, [tensor]))
+
+
+@pytest.mark.parametrize(
+    ("made", "terms"),
+    [
+        pytest.param(one_product("MatMul", (8, 500), (6, 8)), 8, id="a transposed linear layer"),
+        pytest.param(one_product("MatMul", (3, 8, 500), (6, 8)), 8, id="a stack of them"),
+        pytest.param(one_product("MatMul", (8,), (6, 8)), 8, id="a vector"),
+        pytest.param(one_product("Gemm", (500, 8), (8,), transB=1), 8, id="Gemm, transposed"),
+        pytest.param(one_product("Gemm", (8, 500), (8,)), 8, id="Gemm"),
+        pytest.param(one_product("Conv", (500, 2, 2, 2), (4, 9, 9), group=2), 8, id="a convolution in groups"),
+        pytest.param(one_product("ConvTranspose", (4, 500, 2, 2), (4, 9, 9), group=2), 8, id="a transposed one"),
+        pytest.param(one_product("Mul", (1, 500, 2, 2), (500, 2, 2)), 1, id="a product without a sum"),
+    ],
+)
+def test_a_sum_has_as_many_terms_as_its_operator_adds_up(made: onnx.ModelProto, terms: int) -> None:
+    assert float32_floor(60.0, "fp16", made) == pytest.approx(60 + 13 * 6.0206 - 10 * np.log10(terms), abs=0.01)
+
+
+def test_a_product_of_two_values_counts_the_axis_that_goes() -> None:
+    shapes: dict[str, tuple[int | str, ...]] = {"a": ("batch", 7, 100), "y": ("batch", 7, 7)}
+    info = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    node = onnx.helper.make_node("MatMul", ["a", "of no known shape"], ["y"])
+    made = onnx.helper.make_model(onnx.helper.make_graph([node], "g", info[:1], info[1:]))
+    assert float32_floor(60.0, "fp16", made) == pytest.approx(60 + 13 * 6.0206 - 20, abs=0.01)
+
+
+def test_the_worst_rows_of_a_size_count_and_rows_of_no_signal_do_not() -> None:
+    signal = np.array([[10.0], [10.0], [1.0], [0.0]], np.float32)
+    other = signal + np.float32(0.1)
+    one, two, four, more = (worst_sqnr(signal, other, size) for size in (1, 2, 4, 9))
+    assert one == pytest.approx(20, abs=1e-4)  # 1 against 0.1
+    assert two == pytest.approx(10 * np.log10(1 / 0.02), abs=1e-4)  # 1 and 0 against 0.1 twice
+    assert four == more == pytest.approx(10 * np.log10(201 / 0.04), abs=1e-4)
+    assert worst_sqnr(signal, np.full_like(signal, np.inf), 1) == -np.inf
+
+
+def test_floors_of_each_size_come_of_one_rounded_run_and_never_exceed_that_of_all_rows() -> None:
+    net, x = make(Plain), pictures(4)
+    runs: list[str] = []
+    run = by_trace(net)
+
+    def counted(given: Any, kind: HalfType) -> list[Any]:
+        runs.append(kind)
+        return run(given, kind)
+
+    found = noise_floors(counted, {"x": x}, answer(net, {"x": x}), "fp16", [1, 2, 4, 32])
+    assert runs == ["fp16"]
+    assert found[4] == found[32] == noise_floor(run, {"x": x}, answer(net, {"x": x}), "fp16")
+    assert found[1][0] < found[2][0] < found[4][0]
 
 
 def test_a_forward_that_works_in_place_does_not_spoil_the_samples() -> None:

@@ -20,8 +20,9 @@ import onnx
 from PIL import Image
 
 from engineworks.calibration.equalise import equalise
+from engineworks.calibration.parts import Quality
 from engineworks.calibration.placement import place
-from engineworks.calibration.quantise import Measured, Quality, quantise
+from engineworks.calibration.quantise import Measured, quantise
 from engineworks.calibration.walk import Level, run_all, session
 from engineworks.runtime.compare import agreement
 
