@@ -14,6 +14,7 @@ import click
 from engineworks.export.describe import engine_record
 from engineworks.export.engine import Engine, compile_engine
 from engineworks.export.precision import check_compiled
+from engineworks.export.realised import check_engine
 from engineworks.export.trt_compilers import Flavour, load_compiler
 from engineworks.runtime.bundle import GRAPH, Bundle, open_bundle, write_bundle
 from engineworks.runtime.command import leave, status_of
@@ -56,7 +57,7 @@ def rebuild(bundle: Bundle, cache: Path, target: str, flavours: tuple[Flavour, .
 
     Raises:
         EngineError: no compiler is installed, or each refused; in its own words.
-        ExportError: the compiler reads other types in the graph than the bundle says.
+        ExportError: the compiler reads other types in the graph than the bundle says, or its plan shows others.
         BundleError: the bundle is damaged, or the cache cannot be written.
     """
     problems = []
@@ -76,6 +77,7 @@ def _rebuild(bundle: Bundle, cache: Path, target: str, flavour: Flavour) -> Path
     batch = bundle.manifest.batch
     engine = compile_engine(files[GRAPH], flavour=flavour, batch=(batch.min, batch.opt, batch.max), targets=(target,))
     _check_precision(bundle, engine)
+    check_engine(engine, files[GRAPH])
     record = engine_record(engine)
     notes = [note for note in bundle.manifest.notes if not note.startswith(("no engine", "passed over"))]
     notes += [f"the compiler warns: {warning}" for warning in engine.warnings]

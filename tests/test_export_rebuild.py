@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engineworks import runtime
@@ -110,3 +111,30 @@ def test_it_needs_neither_torch_nor_onnx(plain: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_dir()
+
+
+@pytest.mark.slow
+def test_an_engine_whose_plan_shows_another_precision_is_not_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With no RTX engine asked for, a transposed convolution is int8; TensorRT-RTX computes it in float16."""
+    pytest.importorskip("torch", reason="the bundle is made by export, which is not installed here")
+    from engineworks.export.inputs import InputSpec
+    from engineworks.export.pipeline import export_model
+    from engineworks.export.recipe import Recipe
+
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef make():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(16, 16, 2, 2))\n"
+    )
+    np.savez(tmp_path / "rows.npz", input=np.random.default_rng(0).standard_normal((16, 3, 16, 16)).astype(np.float32))
+    recipe = Recipe(
+        f"{tmp_path / 'net.py'}:make", precision="int8", engine="none", calib_data=str(tmp_path / "rows.npz"),
+        shapes=(InputSpec("", (3, 16, 16)),), quality="fast",
+    )  # fmt: skip
+    export_model(recipe, tmp_path / "bundle", use_cache=False)
+    assert rebuild.main(arguments(tmp_path / "bundle", tmp_path / "cache", "sm86")) == 1
+    assert (
+        "do not compute in the engine for sm86 as asked: node__2 (asked int8, found float16)" in capsys.readouterr().err
+    )
+    assert not [*(tmp_path / "cache").glob("*")]
