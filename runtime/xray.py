@@ -20,7 +20,8 @@ _FRAME = {"QuantizeLinear", "DequantizeLinear", "Cast"}
 class Layer:
     """A convolution or matrix product of the graph: the type asked for, the type found, and its multiply-adds.
 
-    ``found`` is ``not seen`` where no kernel names the layer; its multiply-adds are then not known and 0.
+    ``found`` is ``not seen`` where no kernel names the layer, or none tells in what it computes it; its multiply-adds
+    are then not known and 0.
     """
 
     name: str
