@@ -66,8 +66,15 @@ def test_a_plan_that_is_not_readable_proves_nothing_and_that_is_said() -> None:
 
 
 def test_an_engine_of_tensorrt_itself_is_held_against_its_graph_where_it_was_compiled(fake_host: Any) -> None:
-    fake_host.install("tensorrt-11.4", information=free)
+    asked: list[int | None] = []
+
+    def information(batch: int | None) -> str:
+        asked.append(batch)
+        return free(batch)
+
+    fake_host.install("tensorrt-11.4", information=information)
     shown = check_engine(of_tensorrt(), graph())
+    assert asked == [4]  # the usual batch
     assert (shown.words, shown.warning) == ("all 2 weighted layers as asked; multiply-adds: float16 100.0%", False)
 
 

@@ -92,6 +92,7 @@ def test_a_convolution_with_a_pooling_behind_it_is_counted_before_the_pooling() 
 
 def test_a_transposed_convolution_is_counted_by_its_input() -> None:
     one = convolution(HALF, "Half", 4) | {"ParameterType": "Deconvolution", "LayerType": "CaskDeconvolution"}
+    one["Outputs"] = [tensor("r", HALF, 4, 16, 16, 16)]
     (found,) = only(one).products
     assert (found.kind, found.positions, found.multiply_adds) == ("deconvolution", 256, 256 * 432)
 
