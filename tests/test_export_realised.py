@@ -15,6 +15,7 @@ from engineworks.export.engine import Engine
 from engineworks.export.realised import check_engine
 from engineworks.runtime import cuda
 from engineworks.runtime.errors import ExportError
+from engineworks.runtime.trt_runtime import absent
 from tests.test_engine import build, cnn, model, quantised, weights
 from tests.test_runtime_xray import graph
 from tests.written_information import HALF, SINGLE, convolution, free, information, network
@@ -200,3 +201,15 @@ def test_export_model_exits_1_and_names_the_layers_and_says_plan_where_it_holds(
     found = capsys.readouterr()
     assert "do not compute in the engine for sm75, sm86 as asked: node_" in found.err
     assert found.out == "" and not (tmp_path / "bad").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_a_real_engine_of_tensorrt_shows_every_layer_as_asked(precision: str) -> None:
+    """The first GPU to run this says whether its inspector tells what NVIDIA's documents and published outputs have."""
+    if reason := cuda.probe_gpu().problem or absent("tensorrt"):
+        pytest.skip(reason)
+    graph = quantised() if precision == "int8" else cnn(precision).SerializeToString()
+    shown = check_engine(build(graph, flavour="tensorrt"), graph)
+    assert not shown.warning, shown.words
