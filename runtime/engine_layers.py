@@ -85,7 +85,7 @@ def _tensors(owner: str, tensors: Sequence[Any]) -> tuple[PlanTensor, ...]:
 
 def _on_device(owner: str, tensor: Any) -> bool:
     place = tensor.get("Location", "Device") if isinstance(tensor, dict) else None
-    if place not in {"Device", "Host"}:
+    if str(place) not in {"Device", "Host"}:
         raise PlanError(f"not readable: a tensor of layer {owner!r} lies in an unknown place: {str(tensor)[:120]}")
     return bool(place == "Device")
 
@@ -118,10 +118,10 @@ def _product(
 ) -> tuple[Product | None, list[PlanTensor]]:
     """Return what a layer multiplies, and the weights that it reads; None where its operands are not told."""
     constants = [tensor for key in ("Weights", "Bias") for tensor in _constant(layer, key)]
-    parameters = layer.get("ParameterType")
+    parameters = str(layer.get("ParameterType", ""))
     if parameters in _CONVOLUTIONS:
         return _convolution(layer, _CONVOLUTIONS[parameters], given, made[0]), constants
-    if constants or not given or ("MatrixMultiply" not in {kind, parameters} and kind != "gemm"):
+    if constants or not given or len(made) > 1 or ("MatrixMultiply" not in {kind, parameters} and kind != "gemm"):
         return None, constants
     if len(given) == 1:
         weights = _hidden_weights(layer, given[0], made[0])
@@ -139,7 +139,8 @@ def _constant(layer: Mapping[str, Any], key: str) -> Iterator[PlanTensor]:
 
 def _convolution(layer: Mapping[str, Any], kind: str, given: Sequence[PlanTensor], made: PlanTensor) -> Product | None:
     weights = next(_constant(layer, "Weights"), None)
-    if weights is None or layer.get("HasDynamicFilter") or not given or min(len(given[0].dims), len(made.dims)) < 3:
+    elsewhere = layer.get("HasDynamicFilter", 0) != 0 or str(layer.get("ConvXAsActInputIdx", -1)) not in {"-1", "0"}
+    if weights is None or elsewhere or not given or min(len(given[0].dims), len(made.dims)) < 3:
         return None
     whole = given[0].dims if kind == "deconvolution" else _convolved(layer, given[0].dims, made.dims)
     if whole is None or not whole[1]:

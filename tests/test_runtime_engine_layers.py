@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engineworks.runtime.engine_layers import read_information
@@ -103,6 +103,7 @@ def test_a_transposed_convolution_is_counted_by_its_input() -> None:
         {"TacticName": "cublas_gemm"},
         {"TacticName": GEMM.replace("f16f16_f16f16", "i8i8_i8i32")},  # its name and its input do not agree
         {"TacticName": None},
+        {"Outputs": [tensor("y", HALF, 4, 10), tensor("z", HALF, 4, 10)]},  # several products in one
         {"Inputs": [tensor("m", HALF, 16, 4)]},
         {"Inputs": [tensor("m", HALF, 4, 64, 9)], "Outputs": [tensor("y", HALF, 4, 64, 9)]},  # rows or columns?
         {"Inputs": [tensor("m", HALF, 4, 16), tensor("b", HALF, 4, 10)]},  # what is added, and no operand
@@ -117,7 +118,8 @@ def test_a_matrix_product_whose_operands_are_not_told_is_not_seen(changed: dict[
 
 
 @pytest.mark.parametrize(
-    "changed", [{"HasDynamicFilter": 1}, {"Weights": {"Type": "Half", "Count": 0}}, {"Weights": None}]
+    "changed",
+    [{"HasDynamicFilter": 1}, {"ConvXAsActInputIdx": 1}, {"Weights": {"Type": "Half", "Count": 0}}, {"Weights": None}],
 )
 def test_a_convolution_whose_weights_are_not_told_is_not_seen(changed: dict[str, Any]) -> None:
     assert only(convolution(HALF, "Half", 4, **changed)).products == ()
@@ -180,6 +182,7 @@ def test_what_is_written_in_another_way_is_not_readable(text: str, message: str)
 CHANGES = st.one_of(st.none(), st.booleans(), st.integers(-2, 9), st.text(max_size=9), st.just([]), st.just([None]))
 
 
+@settings(max_examples=800)
 @given(st.data(), CHANGES)
 def test_any_value_changed_is_read_or_refused_and_never_raises_otherwise(data: st.DataObject, value: Any) -> None:
     content = json.loads(information(network()))
