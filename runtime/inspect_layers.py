@@ -32,11 +32,20 @@ def xrays(path: Path | str, batch: int | None = None) -> list[tuple[str, Xray]]:
         raise BundleError(f"cannot read {path}: {error.strerror or error}.") from error
     if content is not None:
         name = Path(path).name
-        return [(name, _named(name, lambda: look_into(content, None, batch)))]
+        return [(name, _named(name, lambda: _alone(content, batch)))]
     bundle = open_bundle(path)
     if not bundle.manifest.engines:
         raise BundleError(f"bundle {bundle.path.name}: has no engine to look into. Export it where a compiler is.")
     return [(engine.file, _of_bundle(bundle, engine, batch)) for engine in bundle.manifest.engines]
+
+
+def _alone(plan: bytes, batch: int | None) -> Xray:
+    try:
+        return look_into(plan, None, batch)
+    except PlanError as error:
+        if plan[:4] == b"vtrt":
+            raise
+        raise PlanError(f"{error}; engines of TensorRT itself are read in their bundle") from error
 
 
 def _of_bundle(bundle: Bundle, engine: EngineRecord, batch: int | None) -> Xray:

@@ -69,7 +69,7 @@ def predict(first: Sequence[Xray], second: Sequence[Xray], name: str | None = No
 
     Raises:
         BackendError: no such GPU is known, there is no engine for it on both sides, the batches differ, or a layer of
-            an engine is named by no kernel.
+            an engine is seen in no kernel.
     """
     wanted = [gpu for gpu in GPUS if name is None or gpu.name.lower() == name.lower()]
     if not wanted:

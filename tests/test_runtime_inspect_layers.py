@@ -152,6 +152,15 @@ def test_an_engine_of_tensorrt_says_that_it_wants_a_gpu_or_the_package(
     assert "not readable here: TensorRT reads its own engines, on a GPU alone, and no NVIDIA driver" in found
 
 
+def test_an_engine_of_tensorrt_without_its_bundle_is_not_opened(
+    of_tensorrt: Path, fake_host: Any, capsys: Capture
+) -> None:
+    fake_host.install("tensorrt-11.4", information=free)
+    found = told([str(of_tensorrt / "engines" / "tensorrt-sm89.engine")], capsys, 1)
+    assert found.endswith("no TensorRT-RTX plan; engines of TensorRT itself are read in their bundle.\n")
+    assert fake_host.plan.events == []
+
+
 def test_a_damaged_engine_of_tensorrt_never_reaches_it(of_tensorrt: Path, fake_host: Any, capsys: Capture) -> None:
     fake_host.install("tensorrt-11.4", information=free)
     (of_tensorrt / "engines" / "tensorrt-sm89.engine").write_bytes(b"evil")
