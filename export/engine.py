@@ -7,7 +7,6 @@ every None and False that the compiler answers with becomes an EngineError with 
 import gc
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -43,6 +42,7 @@ from engineworks.export.trt_network import (
 )
 from engineworks.export.trt_targets import RTX_TARGETS, PlanHeader, named_targets, parse_targets, read_plan_header
 from engineworks.runtime.errors import EngineError
+from engineworks.runtime.trt_runtime import clear_frames
 
 __all__ = [
     "RTX_TARGETS",
@@ -183,14 +183,8 @@ def _run(job: _Job) -> Engine:
         with listening(journal):
             return _compile(job, journal)
     except BaseException as error:
-        _clear_frames(error)
+        clear_frames(error)
         raise
-
-
-def _clear_frames(raised: BaseException | None) -> None:
-    while raised is not None:
-        traceback.clear_frames(raised.__traceback__)
-        raised = raised.__cause__ or raised.__context__
 
 
 def _compile(job: _Job, journal: Journal) -> Engine:

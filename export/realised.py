@@ -3,7 +3,7 @@
 ``precision`` counts what the graph and the compiler's network say; a compiler may still do otherwise without a word.
 TensorRT-RTX 1.7 takes INT8 graphs for sm75 and computes them in float16, on every other target of the same engine too;
 it computes int8 transposed convolutions in float16 on all targets; and it narrows a float32 convolution between two
-casts to float16.
+casts to float16. Its plans are read from their text; TensorRT's own by its inspector, on the GPU that compiled them.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from engineworks.export.engine import Engine
 from engineworks.runtime.errors import ExportError, PlanError
-from engineworks.runtime.xray import NOT_SEEN, Layer, look_into
+from engineworks.runtime.trt_inspector import read_engine
+from engineworks.runtime.xray import NOT_SEEN, Layer, Xray, join, look_into
 
 _SHOWN = 5
 
@@ -34,13 +35,11 @@ def check_engine(engine: Engine, graph: bytes) -> Shown:
     Raises:
         ExportError: naming the layers that compute in another type than asked.
 
-    A plan that is not readable (TensorRT's own, or of an unknown version) proves nothing either way, and that is said;
-    so are layers that no kernel names.
+    A plan that is not readable (of an unknown version, or told in an unknown way) proves nothing either way, and that
+    is said; so are layers of which no kernel tells in what it computes them.
     """
-    if engine.flavour != "rtx":
-        return Shown("not looked into: only TensorRT-RTX's plans can be read", True)
     try:
-        found = look_into(engine.plan, graph, engine.batch[1])
+        found = _look(engine, graph)
     except PlanError as error:
         return Shown(str(error), True)
     unseen = [layer for layer in found.unrealised() if layer.found == NOT_SEEN]
@@ -51,9 +50,16 @@ def check_engine(engine: Engine, graph: bytes) -> Shown:
             f"as asked: {_named(wrong)}. Leave out the target that cannot, ask for another precision, or --engine none."
         )
     if unseen:
-        return Shown(f"{len(unseen)} of {len(found.layers)} layers are named by no kernel: {_named(unseen)}", True)
+        return Shown(f"{len(unseen)} of {len(found.layers)} layers are seen in no kernel: {_named(unseen)}", True)
     kinds = ", ".join(f"{kind} {found.share(kind):.1%}" for kind in sorted({layer.found for layer in found.layers}))
     return Shown(f"all {len(found.layers)} weighted layers as asked; multiply-adds: {kinds or 'none'}", False)
+
+
+def _look(engine: Engine, graph: bytes) -> Xray:
+    if engine.flavour == "rtx":
+        return look_into(engine.plan, graph, engine.batch[1])
+    found = read_engine(engine.plan, version=engine.version, targets=engine.targets, batch=engine.batch[1])
+    return join(found, graph)
 
 
 def _named(layers: Sequence[Layer]) -> str:

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 @click.argument("path", metavar="BUNDLE|ENGINE")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest, or with --layers all that was found.")
 @click.option("--why", is_flag=True, help="With INT8: each tensor, quantised or not, by which rule.")
-@click.option("--layers", is_flag=True, help="What each engine computes in, kernel by kernel, from its plan.")
+@click.option("--layers", is_flag=True, help="What each engine computes in, kernel by kernel.")
 @click.option("--against", metavar="OTHER", help="Predict which is faster, BUNDLE (A) or this one (B): does INT8 pay?")
 @click.option("--gpu", help="With --against: on this GPU alone, such as L4; default all that both have engines for.")
 @click.option("--batch", type=click.IntRange(min=1), help="With --layers or --against: how many rows.")
@@ -52,7 +52,8 @@ def _command(
 ) -> int:
     """Show what is in BUNDLE: network, weights, precision, inputs, outputs, parity, engines, files.
 
-    An ENGINE, a TensorRT-RTX plan without its bundle, is shown as with --layers.
+    An ENGINE, a TensorRT-RTX plan without its bundle, is shown as with --layers. Engines of TensorRT itself are looked
+    into in their bundle, on a host that has TensorRT and the GPU that they are for.
     """
     if sum((why, layers, against is not None)) > 1 or (why and as_json):
         raise click.UsageError("--why, --layers and --against exclude each other, and --why has no --json.")

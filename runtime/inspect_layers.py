@@ -1,13 +1,15 @@
 """What ``inspect-model --layers`` prints: every engine of a bundle, or one engine's file, kernel by kernel."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from engineworks.runtime.bundle import GRAPH, Bundle, open_bundle
 from engineworks.runtime.errors import BundleError, PlanError
-from engineworks.runtime.xray import Layer, Xray, look_into
+from engineworks.runtime.manifest import EngineRecord
+from engineworks.runtime.trt_inspector import read_engine
+from engineworks.runtime.xray import NOT_SEEN, Layer, Xray, join, look_into
 
 _WIDTHS = (48, 30)  # of layers and modules; longer ones are cut, the JSON has them whole
 
@@ -16,7 +18,8 @@ def xrays(path: Path | str, batch: int | None = None) -> list[tuple[str, Xray]]:
     """Look into each engine of a bundle, or into one engine's file; return names and findings.
 
     Args:
-        path: a bundle's folder, or a TensorRT-RTX plan: its types are then known, and not what was asked.
+        path: a bundle's folder, or a TensorRT-RTX plan: its types are then known, and not what was asked. Engines of
+            TensorRT itself are read in their bundle alone, whose digests are checked, and on a GPU that they fit.
         batch: how many rows, where the batch is free; the bundle's usual one if None.
 
     Raises:
@@ -28,30 +31,47 @@ def xrays(path: Path | str, batch: int | None = None) -> list[tuple[str, Xray]]:
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror or error}.") from error
     if content is not None:
-        return [(Path(path).name, _named(Path(path).name, content, None, batch))]
+        name = Path(path).name
+        return [(name, _named(name, lambda: _alone(content, batch)))]
     bundle = open_bundle(path)
     if not bundle.manifest.engines:
         raise BundleError(f"bundle {bundle.path.name}: has no engine to look into. Export it where a compiler is.")
-    return [(engine.file, _of_bundle(bundle, engine.file, batch)) for engine in bundle.manifest.engines]
+    return [(engine.file, _of_bundle(bundle, engine, batch)) for engine in bundle.manifest.engines]
 
 
-def _of_bundle(bundle: Bundle, file: str, batch: int | None) -> Xray:
+def _alone(plan: bytes, batch: int | None) -> Xray:
+    try:
+        return look_into(plan, None, batch)
+    except PlanError as error:
+        if plan[:4] == b"vtrt":
+            raise
+        raise PlanError(f"{error}; engines of TensorRT itself are read in their bundle") from error
+
+
+def _of_bundle(bundle: Bundle, engine: EngineRecord, batch: int | None) -> Xray:
     limits = bundle.manifest.batch
     if batch is not None and not limits.min <= batch <= limits.max:
         raise BundleError(f"bundle {bundle.path.name}: batch {batch} is outside {limits.min} to {limits.max}.")
-    return _named(f"{bundle.path.name}, {file}", bundle.read(file), bundle.read(GRAPH), batch or limits.opt)
+    rows, plan, graph = batch or limits.opt, bundle.read(engine.file), bundle.read(GRAPH)
+    return _named(f"{bundle.path.name}, {engine.file}", lambda: _looked_into(engine, plan, graph, rows))
 
 
-def _named(name: str, plan: bytes, graph: bytes | None, batch: int | None) -> Xray:
+def _looked_into(engine: EngineRecord, plan: bytes, graph: bytes, batch: int) -> Xray:
+    if engine.flavour == "tensorrt":
+        return join(read_engine(plan, version=engine.version, targets=engine.targets, batch=batch), graph)
+    return look_into(plan, graph, batch)
+
+
+def _named(name: str, look: Callable[[], Xray]) -> Xray:
     try:
-        return look_into(plan, graph, batch)
+        return look()
     except PlanError as error:
         raise PlanError(f"{name}: {error}.") from error
 
 
 def layer_lines(name: str, xray: Xray) -> Iterator[str]:
     """Yield the lines that tell a person what an engine computes in."""
-    yield f"{name}: TensorRT-RTX {xray.version} for {', '.join(xray.targets)}, batch {xray.batch}"
+    yield f"{name}: {xray.compiler} {xray.version} for {', '.join(xray.targets)}, batch {xray.batch}"
     lines: list[tuple[str, ...]] = [("layers", "module", "asked", "found", "MB", "kernel")]
     for row in xray.rows:
         layers = _cut(_joined(row.layers), _WIDTHS[0])
@@ -66,7 +86,8 @@ def layer_lines(name: str, xray: Xray) -> Iterator[str]:
 
 def total_lines(xray: Xray) -> Iterator[str]:
     """Yield an engine's totals: kernels, bytes, and what share runs in the type asked for."""
-    yield f"  total      {len(xray.rows)} kernels move {xray.bytes / 1e6:.1f} MB a batch of {xray.batch}"
+    least = "at least " if any(layer.found == NOT_SEEN for layer in xray.layers) else ""
+    yield f"  total      {len(xray.rows)} kernels move {least}{xray.bytes / 1e6:.1f} MB a batch of {xray.batch}"
     if not xray.layers:
         yield "  realised   not known: an engine alone does not say what was asked"
         return

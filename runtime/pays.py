@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from engineworks.runtime.errors import BackendError
-from engineworks.runtime.xray import Row, Xray
+from engineworks.runtime.xray import NOT_SEEN, Row, Xray
 
 _CLOSE = 1.1  # below this ratio the model is not sharp enough to name a winner
 _WIDTHS = ("int8", "float16", "bfloat16", "float32")  # a product of two types runs at the wider one's rate
@@ -68,7 +68,8 @@ def predict(first: Sequence[Xray], second: Sequence[Xray], name: str | None = No
         name: one GPU of ``GPUS``, in any case; None for all that fit.
 
     Raises:
-        BackendError: no such GPU is known, there is no engine for it on both sides, or the batches differ.
+        BackendError: no such GPU is known, there is no engine for it on both sides, the batches differ, or a layer of
+            an engine is seen in no kernel.
     """
     wanted = [gpu for gpu in GPUS if name is None or gpu.name.lower() == name.lower()]
     if not wanted:
@@ -111,6 +112,9 @@ def _computing(row: Row, gpu: Gpu) -> float:
 def _compare(gpu: Gpu, first: Xray, second: Xray) -> Prediction:
     if first.batch != second.batch:
         raise BackendError(f"A is for batch {first.batch}, B for {second.batch}: pass --batch, or export both alike.")
+    for side, xray in zip("AB", (first, second), strict=True):
+        if unseen := [layer.name for layer in xray.layers if layer.found == NOT_SEEN]:
+            raise BackendError(f"{side}: what {len(unseen)} of its layers cost is not seen, {unseen[0]} among them.")
     (a, waiting_a), (b, waiting_b) = seconds(first, gpu), seconds(second, gpu)
     kinds = chief_type(first), chief_type(second)
     return Prediction(gpu.name, gpu.target, (a, b), kinds, (waiting_a / a, waiting_b / b), _verdict(a, b, kinds))

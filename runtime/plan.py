@@ -16,6 +16,9 @@ from engineworks.runtime.plan_text import ENGINE, FUSED, Block, PlanTensor, Stat
 KNOWN = ("1.7.1.116",)
 """The versions of TensorRT-RTX whose plans were looked into."""
 
+FUNCTION = "function"
+"""The kind of a kernel that goes by its own name."""
+
 _HEADER = struct.Struct("<4s12xQ4B")
 _NO_KERNEL = {"signal", "wait", "shape_call"}
 _PRODUCTS = {"corrltn": "convolution", "deconvolution": "deconvolution", "fully_connected": "matrix product"}
@@ -70,6 +73,7 @@ class Plan:
     targets: tuple[str, ...]
     batch: int
     kernels: tuple[Kernel, ...] = field(repr=False)
+    compiler: str = "TensorRT-RTX"
 
     @property
     def bytes(self) -> int:

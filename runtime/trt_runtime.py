@@ -8,6 +8,7 @@ comparing versions; every None and False becomes a BackendError with the cause f
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -127,20 +128,30 @@ def open_engine(trt: Any, plan: bytes, manifest: Manifest, journal: Journal) -> 
     Raises:
         BackendError: TensorRT refused it, with its own words; or the engine is not what the manifest says.
     """
+    runtime, engine, notes = deserialise(trt, plan, f"bundle {manifest.name}", journal)
+    _check_tensors(trt, engine, manifest)
+    return OpenEngine(trt, runtime, engine, journal, _profiles(engine, manifest), notes)
+
+
+def deserialise(trt: Any, plan: bytes, label: str, journal: Journal) -> tuple[Any, Any, tuple[str, ...]]:
+    """Deserialise a plan; return the runtime, the engine, and what is less than best. ``label`` begins each error.
+
+    Raises:
+        BackendError: TensorRT refused it, with its own words.
+    """
     logger = shared_logger(trt)
     try:
         runtime = trt.Runtime(logger)
     except TypeError as error:  # what the bindings raise where the library gave no runtime
         raise BackendError(f"{trt.__name__} {trt.__version__} does not start: {journal.cause()}") from error
-    notes = _check_validity(trt, runtime, plan, manifest.name)
+    notes = _check_validity(trt, runtime, plan, label)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise BackendError(f"bundle {manifest.name}: {trt.__name__} refused the engine: {journal.cause()}")
-    _check_tensors(trt, engine, manifest)
-    return OpenEngine(trt, runtime, engine, journal, _profiles(engine, manifest), notes)
+        raise BackendError(f"{label}: {trt.__name__} refused the engine: {journal.cause()}")
+    return runtime, engine, notes
 
 
-def _check_validity(trt: Any, runtime: Any, plan: bytes, name: str) -> tuple[str, ...]:
+def _check_validity(trt: Any, runtime: Any, plan: bytes, label: str) -> tuple[str, ...]:
     """Ask whether this GPU and driver take the engine, where the API can tell; return what is less than best.
 
     INVALID says that *this host* cannot run it, for the reasons in the bits: only one of them means a bad file. Without
@@ -160,7 +171,7 @@ def _check_validity(trt: Any, runtime: Any, plan: bytes, name: str) -> tuple[str
     }
     reasons = "; ".join(words for bit, words in meanings.items() if int(bits) & int(bit))
     if validity == trt.EngineValidity.INVALID and reasons:
-        raise BackendError(f"bundle {name}: {trt.__name__} cannot run the engine here: {reasons}.")
+        raise BackendError(f"{label}: {trt.__name__} cannot run the engine here: {reasons}.")
     if validity == trt.EngineValidity.SUBOPTIMAL:
         return (f"{trt.__name__} calls the engine less than optimal here{': ' * bool(reasons)}{reasons}",)
     return ()
@@ -201,17 +212,25 @@ def _profiles(engine: Any, manifest: Manifest) -> tuple[Profile, ...]:
     """Read which batches each profile takes; an engine of fixed shape has one, for that batch alone."""
     found = []
     for index in range(max(1, engine.num_optimization_profiles)):
-        ranges = [_batches(engine, tensor.name, index) for tensor in manifest.inputs if tensor.shape]
+        ranges = [batches(engine, tensor.name, index) for tensor in manifest.inputs if tensor.shape]
         found.append(Profile(index, max(low for low, _ in ranges), min(high for _, high in ranges)))
     return tuple(sorted(found, key=lambda profile: (profile.largest, -profile.smallest)))
 
 
-def _batches(engine: Any, name: str, index: int) -> tuple[int, int]:
+def batches(engine: Any, name: str, index: int) -> tuple[int, int]:
+    """Return the smallest and the largest batch of a profile, of an input that has a batch axis."""
     size, *_ = engine.get_tensor_shape(name)
     if size >= 0:
         return size, size
     (smallest, *_), _, (largest, *_) = engine.get_tensor_profile_shape(name, index)
     return smallest, largest
+
+
+def clear_frames(raised: BaseException | None) -> None:
+    """Let go of what an error and its causes hold in their frames: TensorRT's objects outlive their turn there."""
+    while raised is not None:
+        traceback.clear_frames(raised.__traceback__)
+        raised = raised.__cause__ or raised.__context__
 
 
 def _plain(target: str | None) -> str:

@@ -1,7 +1,8 @@
 """What an engine really computes in, layer by layer: its plan's kernels joined with the graph they come from.
 
-The network given to a compiler says what was asked; its plan says what became of that. Both are read without a GPU and
-without the compiler (``plan``, ``graph_layers``).
+The network given to a compiler says what was asked; its plan says what became of that. TensorRT-RTX's plans are read
+without a GPU and without the compiler (``plan``, ``graph_layers``), TensorRT's own by its inspector, on a GPU
+(``trt_inspector``).
 """
 
 import math
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engineworks.runtime.graph_layers import PRODUCTS, GraphLayer, read_layers
-from engineworks.runtime.plan import Kernel, read_plan
+from engineworks.runtime.plan import FUNCTION, Kernel, Plan, read_plan
 
 NOT_SEEN = "not seen"
 _FRAME = {"QuantizeLinear", "DequantizeLinear", "Cast"}
@@ -19,7 +20,8 @@ _FRAME = {"QuantizeLinear", "DequantizeLinear", "Cast"}
 class Layer:
     """A convolution or matrix product of the graph: the type asked for, the type found, and its multiply-adds.
 
-    ``found`` is ``not seen`` where no kernel names the layer; its multiply-adds are then not known and 0.
+    ``found`` is ``not seen`` where no kernel names the layer, or none tells in what it computes it; its multiply-adds
+    are then not known and 0.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Xray:
     rows: tuple[Row, ...] = field(repr=False)
     layers: tuple[Layer, ...] = field(repr=False)
     """The graph's products; empty where there was no graph to join with."""
+    compiler: str = "TensorRT-RTX"
 
     @property
     def bytes(self) -> int:
@@ -90,10 +93,18 @@ def look_into(plan: bytes, graph: bytes | None = None, batch: int | None = None)
         PlanError: the plan is not readable; the message says why.
         BundleError: the graph is not.
     """
-    found = read_plan(plan, batch)
+    return join(read_plan(plan, batch), graph)
+
+
+def join(found: Plan, graph: bytes | None) -> Xray:
+    """Hold an engine's kernels, wherever they were read, against the graph that it was built from.
+
+    Raises:
+        BundleError: the graph is not readable.
+    """
     known = {layer.name: layer for layer in read_layers(graph)} if graph is not None else {}
     rows = tuple(_row(kernel, known) for kernel in found.kernels)
-    return Xray(found.version, found.targets, found.batch, rows, tuple(_layers(found.kernels, known)))
+    return Xray(found.version, found.targets, found.batch, rows, tuple(_layers(found.kernels, known)), found.compiler)
 
 
 def _layers(kernels: Sequence[Kernel], known: Mapping[str, GraphLayer]) -> list[Layer]:
@@ -140,7 +151,7 @@ def _row(kernel: Kernel, known: Mapping[str, GraphLayer]) -> Row:
         "" if chief is None else chief.module,
         "" if chief is None or (chief.operator in PRODUCTS and not kernel.products) else chief.asked,
         _types(kernel) or _carried(kernel),
-        kernel.name if kernel.kind in {"function", "runtime_fusion"} else kernel.kind,
+        kernel.name if kernel.kind in {FUNCTION, "runtime_fusion"} else kernel.kind,
         kernel.bytes,
         sum(product.multiply_adds for product in kernel.products),
     )

@@ -37,6 +37,8 @@ class Plan:
     addresses: list[dict[str, int]] = field(default_factory=list)
     alive: dict[str, int] = field(default_factory=dict)
     configured: dict[str, Any] = field(default_factory=dict)
+    information: Callable[[int | None], str] = lambda batch: ""
+    """What the inspector tells, given the batch of its context; None where it has none."""
 
 
 def expected(images: Any, classes: int = 4) -> Any:
@@ -54,6 +56,7 @@ def behaviours(trt: Any, plan: Plan, driver: Any) -> Behaviours:
         "ICudaEngine": _engine(trt, plan),
         "IExecutionContext": _context(trt, plan, driver),
         "IRuntimeConfig": {"set_execution_context_allocation_strategy": _strategy(plan)},
+        "EngineInspector": _inspector(trt, plan),
         "IHostMemory": {"__bytes__": lambda self: self._content, "nbytes": property(lambda self: len(self._content))},
     }
     if is_rtx(trt):
@@ -129,6 +132,9 @@ def _engine(trt: Any, plan: Plan) -> dict[str, Any]:
         context._engine, context._config = self, runtime_config
         return context
 
+    def create_inspector(self: Any) -> Any:
+        return None if _answer(plan, "create_engine_inspector", True) is None else trt.EngineInspector()
+
     def create_config(self: Any) -> Any:
         return None if _answer(plan, "create_runtime_config", True) is None else trt.IRuntimeConfig()
 
@@ -143,8 +149,18 @@ def _engine(trt: Any, plan: Plan) -> dict[str, Any]:
         "get_tensor_shape": shape,
         "get_tensor_profile_shape": lambda self, name, index: [(size, *plan.row) for size in plan.profiles[index]],
         "create_execution_context": create_context,
+        "create_engine_inspector": create_inspector,
         "create_runtime_config": create_config,
     }
+
+
+def _inspector(trt: Any, plan: Plan) -> dict[str, Any]:
+    def information(self: Any, form: Any) -> str:
+        assert form == trt.LayerInformationFormat.JSON
+        context = self.execution_context
+        return plan.information(None if context is None or context._shape is None else context._shape[0])
+
+    return _lives(plan, "inspector") | {"get_engine_information": information}
 
 
 def _context(trt: Any, plan: Plan, driver: Any) -> dict[str, Any]:

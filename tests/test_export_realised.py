@@ -13,16 +13,23 @@ from engineworks.export import engine as engine_module
 from engineworks.export.cli import main
 from engineworks.export.engine import Engine
 from engineworks.export.realised import check_engine
+from engineworks.runtime import cuda
 from engineworks.runtime.errors import ExportError
+from engineworks.runtime.trt_runtime import absent
 from tests.test_engine import build, cnn, model, quantised, weights
 from tests.test_runtime_xray import graph
+from tests.written_information import HALF, SINGLE, convolution, free, information, network
 from tests.written_plan import block, plan, small, statement, tensor
 
 rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 
 
-def engine(content: bytes, flavour: str = "rtx") -> Engine:
-    return Engine(flavour, "1.7.1.116", ("sm86",), {}, (1, 4, 8), content, 4, {}, True, (), 0.1)  # type: ignore[arg-type]
+def engine(content: bytes) -> Engine:
+    return Engine("rtx", "1.7.1.116", ("sm86",), {}, (1, 4, 8), content, 4, {}, True, (), 0.1)
+
+
+def of_tensorrt() -> Engine:
+    return Engine("tensorrt", "11.4.0.106", ("sm89",), {}, (1, 4, 8), b"plan", 4, {}, True, (), 0.1)
 
 
 def test_an_engine_that_computes_as_asked_is_said_to() -> None:
@@ -51,13 +58,61 @@ def test_more_layers_than_can_be_shown_are_counted() -> None:
 def test_a_layer_that_no_kernel_names_is_a_warning() -> None:
     x, y = tensor("x", "float16", 4, 3, 8, 8), tensor("y", "float16", 4, 10)
     shown = check_engine(engine(plan(block("x", [x, y], [statement("function", "all", "x", "y", "conv fc")]))), graph())
-    assert shown.warning and "2 of 2 layers are named by no kernel: conv (asked float16, found not seen)" in shown.words
+    assert shown.warning and "2 of 2 layers are seen in no kernel: conv (asked float16, found not seen)" in shown.words
 
 
 def test_a_plan_that_is_not_readable_proves_nothing_and_that_is_said() -> None:
     shown = check_engine(engine(small(version=(1, 8, 0, 1))), graph())
     assert shown.warning and shown.words.startswith("not readable: a plan of TensorRT-RTX 1.8.0.1")
-    assert check_engine(engine(b"", "tensorrt"), graph()).warning
+
+
+def test_an_engine_of_tensorrt_itself_is_held_against_its_graph_where_it_was_compiled(fake_host: Any) -> None:
+    asked: list[int | None] = []
+
+    def information(batch: int | None) -> str:
+        asked.append(batch)
+        return free(batch)
+
+    fake_host.install("tensorrt-11.4", information=information)
+    shown = check_engine(of_tensorrt(), graph())
+    assert asked == [4]  # the usual batch
+    assert (shown.words, shown.warning) == ("all 2 weighted layers as asked; multiply-adds: float16 100.0%", False)
+
+
+def test_a_fallback_that_only_tensorrts_inspector_shows_is_an_error_that_names_the_layer(fake_host: Any) -> None:
+    fell_back = information(network(words=SINGLE, weights="Float"), major=11)
+    fake_host.install("tensorrt-11.4", information=lambda batch: fell_back)
+    with pytest.raises(
+        ExportError, match=r"1 of 2 layers do not .* sm89 as asked: conv \(asked float16, found float32"
+    ):
+        check_engine(of_tensorrt(), graph())
+
+
+def test_int8_that_tensorrt_computes_in_half_is_caught(fake_host: Any) -> None:
+    half = information([convolution(HALF, "Half", 4) | {"Metadata": "[ONNX Layer: conv1]\x1e[ONNX Layer: relu1]"}])
+    fake_host.install("tensorrt-11.4", information=lambda batch: half)
+    with pytest.raises(ExportError, match=r"conv1 \(asked int8, found float16\)"):
+        check_engine(of_tensorrt(), quantised())
+
+
+def test_what_tensorrts_inspector_does_not_tell_is_a_warning_and_no_proof(fake_host: Any) -> None:
+    layers = network()
+    layers[-1]["TacticName"] = "a kernel of cuBLAS"
+    fake_host.install("tensorrt-11.4", information=lambda batch: information(layers))
+    shown = check_engine(of_tensorrt(), graph())
+    assert (shown.words, shown.warning) == (
+        "1 of 2 layers are seen in no kernel: fc (asked float16, found not seen)",
+        True,
+    )
+    fake_host.plan.information = lambda batch: '{"Layers": [{"Renamed": "conv"}]}'
+    shown = check_engine(of_tensorrt(), graph())
+    assert shown.warning and shown.words.startswith("not readable: a layer whose Name is not told")
+
+
+def test_an_engine_of_tensorrt_is_not_readable_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "probe_gpu", lambda: cuda.Gpu(None, "no NVIDIA driver"))
+    shown = check_engine(of_tensorrt(), graph())
+    assert shown.warning and shown.words.startswith("not readable here: TensorRT reads its own engines, on a GPU alone")
 
 
 @rtx
@@ -146,3 +201,15 @@ def test_export_model_exits_1_and_names_the_layers_and_says_plan_where_it_holds(
     found = capsys.readouterr()
     assert "do not compute in the engine for sm75, sm86 as asked: node_" in found.err
     assert found.out == "" and not (tmp_path / "bad").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_a_real_engine_of_tensorrt_shows_every_layer_as_asked(precision: str) -> None:
+    """The first GPU to run this says whether its inspector tells what NVIDIA's documents and published outputs have."""
+    if reason := cuda.probe_gpu().problem or absent("tensorrt"):
+        pytest.skip(reason)
+    graph = quantised() if precision == "int8" else cnn(precision).SerializeToString()
+    shown = check_engine(build(graph, flavour="tensorrt"), graph)
+    assert not shown.warning, shown.words

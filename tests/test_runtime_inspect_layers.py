@@ -4,12 +4,15 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from engineworks.runtime import cuda
 from engineworks.runtime.inspect import main
 from engineworks.runtime.manifest import EngineRecord
 from tests.test_runtime_xray import graph
+from tests.written_information import GEMM, free, information, network
 from tests.written_plan import small
 
 Make = Callable[..., Path]
@@ -87,6 +90,82 @@ def test_an_unknown_plan_is_not_readable_and_status_1(
 ) -> None:
     found = told([str(make(plan)), "--layers"], capsys, 1)
     assert re.fullmatch(rf"inspect-model: four-fp16, {FILE}: {re.escape(message)}\.\n", found)
+
+
+# --- engines of TensorRT itself, on a recorded API and a fake GPU
+
+
+@pytest.fixture
+def of_tensorrt(make_bundle: Make, fake_host: Any) -> Path:
+    """A bundle whose one engine is of TensorRT 11.4 for the fake host's GPU."""
+    file = "engines/tensorrt-sm89.engine"
+    record = EngineRecord(file, "tensorrt", "11.4.0.106", ("sm89",), 4, {})
+    return make_bundle("trt", files={"model.onnx": graph(), file: b"plan"}, engines=(record,))
+
+
+def test_an_engine_of_tensorrt_is_shown_as_its_inspector_tells_it(
+    of_tensorrt: Path, fake_host: Any, capsys: Capture
+) -> None:
+    fake_host.install("tensorrt-11.4", information=free)
+    assert told([str(of_tensorrt), "--layers"], capsys).splitlines() == [
+        "engines/tensorrt-sm89.engine: TensorRT 11.4.0.106 for sm89, batch 4",
+        "  layers   module     asked    found               MB  kernel",
+        "  cast_x   -          float16  float32→float16  0.005  kgen",
+        "  conv +1  stem.conv  float16  float16          0.011  CaskConvolution sm80_xmma_fprop_implicit_gemm",
+        "  -        -          -        float16          0.008  kgen",
+        f"  fc       -          float16  float16          0.001  gemm {GEMM}",
+        "  total      4 kernels move 0.0 MB a batch of 4",
+        "  realised   1 of 1 convolutions and 2 of 2 weighted layers as asked; multiply-adds: float16 100.0%",
+    ]
+    (content,) = json.loads(told([str(of_tensorrt), "--layers", "--json", "--batch", "8"], capsys))
+    assert (content["compiler"], content["batch"]) == ("TensorRT", 8)
+
+
+def test_a_layer_that_tensorrt_does_not_tell_of_makes_the_bytes_a_lower_bound_and_no_prediction(
+    of_tensorrt: Path, fake_host: Any, capsys: Capture
+) -> None:
+    layers = network()
+    layers[-1]["TacticName"] = "a kernel of cuBLAS"
+    fake_host.install("tensorrt-11.4", information=lambda batch: information(layers))
+    lines = told([str(of_tensorrt), "--layers"], capsys).splitlines()
+    assert lines[-3] == "  total      4 kernels move at least 0.0 MB a batch of 4"
+    assert lines[-1] == "  not as asked  fc: asked float16, found not seen"
+    found = told([str(of_tensorrt), "--against", str(of_tensorrt)], capsys, 1)
+    assert found == "inspect-model: A: what 1 of its layers cost is not seen, fc among them.\n"
+
+
+def test_two_engines_of_tensorrt_are_predicted_as_any(of_tensorrt: Path, fake_host: Any, capsys: Capture) -> None:
+    fake_host.install("tensorrt-11.4", information=free)
+    out = told([str(of_tensorrt), "--against", str(of_tensorrt), "--gpu", "L4"], capsys)
+    assert "too close to call (1.00 ×)" in out
+
+
+def test_an_engine_of_tensorrt_says_that_it_wants_a_gpu_or_the_package(
+    of_tensorrt: Path, fake_host: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = told([str(of_tensorrt), "--layers"], capsys, 1)
+    assert found.startswith(
+        "inspect-model: trt, engines/tensorrt-sm89.engine: not readable here: tensorrt is not installed. pip install"
+    )
+    monkeypatch.setattr(cuda, "probe_gpu", lambda: cuda.Gpu(None, "no NVIDIA driver"))
+    found = told([str(of_tensorrt), "--layers"], capsys, 1)
+    assert "not readable here: TensorRT reads its own engines, on a GPU alone, and no NVIDIA driver" in found
+
+
+def test_an_engine_of_tensorrt_without_its_bundle_is_not_opened(
+    of_tensorrt: Path, fake_host: Any, capsys: Capture
+) -> None:
+    fake_host.install("tensorrt-11.4", information=free)
+    found = told([str(of_tensorrt / "engines" / "tensorrt-sm89.engine")], capsys, 1)
+    assert found.endswith("no TensorRT-RTX plan; engines of TensorRT itself are read in their bundle.\n")
+    assert fake_host.plan.events == []
+
+
+def test_a_damaged_engine_of_tensorrt_never_reaches_it(of_tensorrt: Path, fake_host: Any, capsys: Capture) -> None:
+    fake_host.install("tensorrt-11.4", information=free)
+    (of_tensorrt / "engines" / "tensorrt-sm89.engine").write_bytes(b"evil")
+    assert told([str(of_tensorrt), "--layers"], capsys, 1)
+    assert fake_host.plan.events == []
 
 
 def test_a_bundle_without_an_engine_is_told(make_bundle: Make, capsys: Capture) -> None:

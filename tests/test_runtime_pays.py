@@ -1,6 +1,7 @@
 """Which of two engines is faster is predicted from bytes, operations and cited peaks, and called a prediction."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from engineworks.runtime.errors import BackendError
 from engineworks.runtime.inspect import main
 from engineworks.runtime.pays import GPUS, Gpu, chief_type, predict, seconds
-from engineworks.runtime.xray import Row, Xray
+from engineworks.runtime.xray import NOT_SEEN, Layer, Row, Xray
 from tests.written_plan import small
 
 Capture = pytest.CaptureFixture[str]
@@ -71,6 +72,13 @@ def test_what_cannot_be_compared_is_told() -> None:
         predict([ampere], [ampere], "RTX 9999")
     with pytest.raises(BackendError, match=r"A is for batch 8, B for 16: pass --batch"):
         predict([ampere], [xray(row("int8", 9), batch=16)])
+
+
+def test_an_engine_of_which_a_layer_is_not_seen_is_not_predicted() -> None:
+    ampere = xray(row("int8", 9))
+    hidden = replace(ampere, layers=(Layer("fc", "Gemm", "", "int8", NOT_SEEN, "", 0),))
+    with pytest.raises(BackendError, match="B: what 1 of its layers cost is not seen, fc among them"):
+        predict([ampere], [hidden])
 
 
 def test_the_chief_type_is_that_of_most_multiply_adds() -> None:

@@ -39,6 +39,7 @@ RUNNING = {
     "context": "IExecutionContext",
     "runtime_config": "IRuntimeConfig",
     "runtime_cache": "IRuntimeCache",
+    "inspector": "EngineInspector",
 }
 MODULE_VARIABLES = {"trt"}
 BASES = {"Logger": "ILogger", "Monitor": "IProgressMonitor"}
@@ -54,6 +55,7 @@ MAKERS = {
     "create_execution_context",
     "create_runtime_config",
     "create_runtime_cache",
+    "create_engine_inspector",
 }
 DUNDER = {"__version__", "__name__"}
 
@@ -167,6 +169,8 @@ def test_the_source_is_really_read() -> None:
     assert {
         ("context", "execute_async_v3"),
         ("runtime_cache", "serialize"),
+        ("inspector", "get_engine_information"),
+        ("trt", "LayerInformationFormat", "JSON"),
         ("trt", "CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE"),
     } <= found
 
