@@ -149,7 +149,7 @@ class _Walk:
         given = [torch.from_numpy(array.copy()) for array in self.inputs]
         self.steps, self.read_as_weights = find_steps(self.graph), self.taps.read_as_weights()
         self._match(given)
-        self.between = _between(self.graph, {*self.found, *self._names.values()}, self.values)
+        self.between = _between(self.graph, {*self.found, *self._names.values(), *self.entries}, self.values)
         self.taps.exact(given, self._see_true)
         self.taps.exact(given, self._see_alone, self.found)
         if self.kind is not None:

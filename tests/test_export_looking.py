@@ -152,3 +152,12 @@ def test_where_no_value_can_be_compared_that_is_said(tmp_path: Path, monkeypatch
     monkeypatch.setattr(ladder, "look", lambda *arguments: [])
     with pytest.raises(ExportError, match="--layers: onnx-fp32 has no value of floating point that PyTorch has too"):
         export_model(recipe(layers=True), tmp_path / "out", use_cache=False)
+
+
+def test_what_stands_before_the_network_excuses_nothing_of_its_first_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of up to 255 are normalised to about 1: rounding that matters there is none in the first layer."""
+    spoil(monkeypatch, "c1.weight", 1.004)
+    with pytest.raises(ParityError, match=r"The error enters at c1 \(c1\)"):
+        export_model(recipe(layers=True, input="uint8"), tmp_path / "out", use_cache=False)

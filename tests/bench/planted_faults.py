@@ -107,6 +107,7 @@ def planted(name: str, subject: Subject, tries: int) -> Counter[str]:
             found = first_wrong(layers)
             db = sqnr(subject.exact()[0], values["output"])
             seen = not db >= subject.floor - _MARGIN
+            value = value.removesuffix("_fp16")  # of an output, which a Cast follows
             named = found is not None and (found.value.startswith(value) or value in found.through)
             total.update({"planted": 1, "caught": int(found is not None), "named right": int(named),
                           "invisible at the output": int(not seen),
