@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -12,7 +11,6 @@ import numpy.typing as npt
 
 from engineworks.calibration.doctor import Expected, examine
 from engineworks.calibration.equalise import equalise
-from engineworks.calibration.images import open_images
 from engineworks.calibration.lint import lint
 from engineworks.calibration.observe import EVERY, Statistics, observe
 from engineworks.calibration.parts import MOST_FIT, MOST_HELD
@@ -37,24 +35,21 @@ from engineworks.calibration.scales import Method, scales
 from engineworks.calibration.source import Images
 from engineworks.calibration.twin import cpu_twin, twin_tensors
 from engineworks.export.budget import OnPart, Shop, judge_twin, keep_within
+from engineworks.export.calibration_images import Row, divided, fixed_rows, taken
 from engineworks.export.half import to_half
-from engineworks.export.inputs import InputSpec
 from engineworks.export.judge import Judge, class_count, labelled_pictures, open_judge
 from engineworks.export.recipe import Recipe
 from engineworks.runtime.errors import ExportError, InputError
-from engineworks.runtime.manifest import Scores, Tensor
-from engineworks.runtime.preprocessing import Preprocessing, normalise
+from engineworks.runtime.manifest import Scores
+from engineworks.runtime.preprocessing import Preprocessing
 from engineworks.runtime.trt_runtime import Flavour
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 Array = npt.NDArray[Any]
-Row = Mapping[str, Array]
 OnProgress = Callable[[str, float | None], None]
-SAMPLES = 8
 _EQUALISED = 25  # images on which channels are seen; what they show moves a grid, never an answer
-_SAME = 1e-5  # of a normalised level: float32 keeps more
 _AUTO: tuple[Method, ...] = ("minmax", "percentile", "mse")  # entropy clips what a ReLU network needs: on demand alone
 
 
@@ -86,7 +81,7 @@ class Calibrator:
     @property
     def parts(self) -> tuple[Images, Images]:
         """The images to fit on, and those held out: a quarter, or more where a fixed batch takes them."""
-        return _divided(self.images, self.recipe)
+        return divided(self.images, self.recipe)
 
 
 @dataclass(frozen=True)
@@ -105,81 +100,6 @@ class Calibrated:
     record: bytes
     notes: tuple[str, ...]
     factors: Mapping[str, Array] = field(default_factory=dict)
-
-
-def open_calibration(
-    recipe: Recipe, inputs: Sequence[InputSpec], preprocessing: Mapping[str, Any] | None, say: Callable[[str], None]
-) -> Images:
-    """Open ``--calib-data`` for a network.
-
-    Args:
-        recipe: says what data, and how many images.
-        inputs: what the network takes.
-        preprocessing: as a manifest has it.
-        say: told of each image that is left out, and why.
-
-    Raises:
-        ExportError: no such data, fewer than 8 images or than two of a fixed batch, or images that do not fit the
-            network.
-    """
-    tensors = [Tensor(spec.name, spec.dtype, ("batch", *spec.shape)) for spec in inputs]
-    known = normalised_before(preprocessing)
-    assert recipe.calib_data is not None
-    try:
-        images = open_images(
-            recipe.calib_data,
-            tensors,
-            known,
-            count=recipe.calib_images,
-            on_skip=lambda name, why: say(f"left out {name}: {why}"),
-        )
-    except InputError as error:
-        raise ExportError(str(error)) from error
-    _divided(images, recipe)
-    return images
-
-
-def _divided(images: Images, recipe: Recipe) -> tuple[Images, Images]:
-    try:
-        return images.divide(least=_fixed(recipe))
-    except InputError as error:
-        mend = f"Give as many and --calib-images {2 * _fixed(recipe)}, or another --batch."
-        raise ExportError(f"{error} {mend}") from error
-
-
-def _fixed(recipe: Recipe) -> int:
-    """Return the rows that every run of the graph takes; 1 where the batch is free."""
-    return recipe.batch.max if recipe.batch.min == recipe.batch.max else 1
-
-
-def normalised_before(preprocessing: Mapping[str, Any] | None) -> Preprocessing | None:
-    """Return how pictures are made ready for the graph behind a head; None where that is not known."""
-    return None if preprocessing is None else replace(Preprocessing.from_json(preprocessing), in_graph=False)
-
-
-def held_out_samples(held: Images, pictures: Preprocessing | None = None) -> dict[str, Array]:
-    """Return up to 8 held-out images as one batch: what every graph is compared on.
-
-    Args:
-        held: those that are held out (``Calibrator.parts``).
-        pictures: how they were normalised, where they are wanted as they were before: uint8, channels last.
-
-    Raises:
-        ExportError: an image that does not fit, or too many that cannot be read; or arrays that are no pictures.
-    """
-    rows = _taken(held, SAMPLES)
-    batch = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-    return batch if pictures is None else {name: _as_pictures(array, pictures) for name, array in batch.items()}
-
-
-def _as_pictures(array: Array, recipe: Preprocessing) -> Array:
-    """Undo ``normalise``: what was made of whole numbers gives the same whole numbers."""
-    mean, std = (np.array(values, np.float64)[:, None, None] for values in (recipe.mean, recipe.std))
-    levels = np.rint((array * std + mean) * 255)
-    pictures = np.ascontiguousarray(levels.clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
-    if np.abs(normalise(pictures, recipe) - array).max() > _SAME:
-        raise ExportError("--input uint8 and --calib-data of arrays: these are no normalised pictures. Give a folder.")
-    return pictures
 
 
 def calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
@@ -202,8 +122,8 @@ def calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
 def _calibrate(graph: "ModelProto", job: Calibrator) -> Calibrated:
     fit, held = job.parts
     judge = None if job.recipe.max_drop is None else _judge(graph, job, held)
-    fixed = _fixed(job.recipe)
-    rows, few = _taken(fit, max(MOST_FIT, fixed), fixed), _taken(held, max(MOST_HELD, fixed), fixed)
+    fixed = fixed_rows(job.recipe)
+    rows, few = taken(fit, max(MOST_FIT, fixed), fixed), taken(held, max(MOST_HELD, fixed), fixed)
     notes, digest = _examined(graph, job, rows), graph_sha256(graph)
     equalised = equalise(graph, rows[:_EQUALISED])
     graph = equalised.model
@@ -254,21 +174,6 @@ def _judge(graph: "ModelProto", job: Calibrator, held: Images) -> Judge:
 def place_of(made: Quantised) -> tuple[str, ...]:
     """Return the layers that compute in int8."""
     return tuple(dict.fromkeys(d.node for d in made.decisions if d.role == "weight" and d.quantised))
-
-
-def _taken(images: Images, most: int, least: int = 1) -> list[Row]:
-    try:
-        rows: list[Row] = [*islice(images, most)]
-    except InputError as error:
-        raise ExportError(str(error)) from error
-    if not rows:
-        raise ExportError(f"calibration images, {images.description}: none of them can be read.")
-    if len(rows) < least:
-        raise ExportError(
-            f"calibration images, {images.description}: {len(rows)} of them can be read, the fixed batch takes {least}."
-            " Give more, or mend those."
-        )
-    return rows
 
 
 def _examined(graph: "ModelProto", job: Calibrator, rows: Sequence[Row]) -> tuple[str, ...]:

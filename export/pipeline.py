@@ -156,7 +156,8 @@ def _calibrator(job: Job, original: Original) -> "Calibrator | None":
     """Open the images that INT8 is calibrated with; None for every other precision."""
     if job.recipe.precision != "int8":
         return None
-    from engineworks.export.calibrate import Calibrator, normalised_before, open_calibration
+    from engineworks.export.calibrate import Calibrator
+    from engineworks.export.calibration_images import normalised_before, open_calibration
     from engineworks.export.norms import seen_in_training
 
     known = job.source.preprocessing
@@ -179,7 +180,7 @@ def _samples(
     job: Job, inputs: "tuple[InputSpec, ...]", calibrator: "Calibrator | None"
 ) -> "tuple[dict[str, npt.NDArray[Any]], str]":
     """Take what every graph is compared on: for INT8 held-out images, for its scales hold for such alone."""
-    from engineworks.export.calibrate import held_out_samples
+    from engineworks.export.calibration_images import held_out_samples
     from engineworks.export.samples import samples_for
 
     if calibrator is None or job.recipe.samples is not None:
