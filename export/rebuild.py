@@ -17,7 +17,7 @@ from engineworks.export.precision import check_compiled
 from engineworks.export.trt_compilers import Flavour, load_compiler
 from engineworks.runtime.bundle import GRAPH, Bundle, open_bundle, write_bundle
 from engineworks.runtime.command import leave, status_of
-from engineworks.runtime.engine_cache import doubt, entry_name
+from engineworks.runtime.engine_cache import close_to_others, doubt, entry_name
 from engineworks.runtime.errors import BundleError, EngineError
 
 _PATIENCE = 10  # added to the process's niceness: whoever serves beside it goes first
@@ -86,6 +86,7 @@ def _rebuild(bundle: Bundle, cache: Path, target: str, flavour: Flavour) -> Path
         raise BundleError(f"cannot make {cache}: {error.strerror}.") from error
     try:
         write_bundle(out, manifest, files | {record.file: engine.plan}, force=True)
+        close_to_others(out)
     except BundleError:
         if not _usable(out):  # else another process was quicker
             raise

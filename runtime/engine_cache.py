@@ -6,6 +6,7 @@ not used. The folder may be emptied at any time.
 """
 
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -17,6 +18,8 @@ from engineworks.runtime.bundle import MANIFEST, Bundle, open_bundle
 from engineworks.runtime.cuda import Gpu
 from engineworks.runtime.errors import BundleError
 from engineworks.runtime.trt_runtime import MODULES, absent
+
+_log = logging.getLogger("engineworks.serve")
 
 
 def entry_name(bundle: Bundle, flavour: str, version: str, target: str) -> str:
@@ -33,14 +36,17 @@ def find_entry(bundle: Bundle, folder: Path, gpu: Gpu) -> Path | None:
         return None
     for flavour in MODULES:
         pattern = f"{_stem(bundle)}.{flavour}-*-{gpu.target}"
-        found = [] if absent(flavour) else [entry for entry in folder.glob(pattern) if not doubt(entry)]
+        found = [] if absent(flavour) else [entry for entry in folder.glob(pattern) if _trusted(entry)]
         if found:
             return max(found, key=_age)
     return None
 
 
 def doubt(entry: Path) -> str:
-    """Return why an entry is not to be trusted; empty where it is a bundle of our own user, or root's."""
+    """Return why an entry is not to be trusted; empty where it is a bundle that none but we and root may write.
+
+    Our own group may: a volume's driver may have made all in it that group's (Kubernetes, ``fsGroup``).
+    """
     try:
         bundle = open_bundle(entry)
         places = [entry, entry / MANIFEST, *(entry / name for name in bundle.manifest.files)]
@@ -50,9 +56,35 @@ def doubt(entry: Path) -> str:
         return str(error)
     if any(not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)) for state in states):
         return "it holds something other than files"
-    if any(state.st_uid not in {0, os.geteuid()} or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH) for state in states):
-        return "another user may have written it"
-    return ""
+    return "another user may have written it" if any(map(_open_to_others, states)) else ""
+
+
+def close_to_others(entry: Path) -> None:
+    """Take the right to write an entry of our own from all but us, whatever the process's umask left.
+
+    Raises:
+        BundleError: the disk refused.
+    """
+    try:
+        for place in (entry, *entry.rglob("*")):
+            place.chmod(0o755 if place.is_dir() else 0o644)
+    except OSError as error:
+        raise BundleError(f"cannot set the rights of {entry}: {error.strerror}.") from error
+
+
+def _trusted(entry: Path) -> bool:
+    if problem := doubt(entry):
+        _log.warning("the engine in %s is not used: %s", entry, problem)
+    return not problem
+
+
+def _open_to_others(state: os.stat_result) -> bool:
+    ours = state.st_gid in {os.getegid(), *os.getgroups()}
+    return (
+        state.st_uid not in {0, os.geteuid()}
+        or bool(state.st_mode & stat.S_IWOTH)
+        or (bool(state.st_mode & stat.S_IWGRP) and not ours)
+    )
 
 
 def _stem(bundle: Bundle) -> str:

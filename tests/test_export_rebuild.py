@@ -1,5 +1,6 @@
 """A bundle gets an engine for another GPU than it was made on, by the real compiler, without torch or onnx."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,6 +54,17 @@ def test_what_the_cache_has_is_not_compiled_again(
     assert rebuild.main(arguments(plain, tmp_path / "cache")) == 0
     first, second = capsys.readouterr().out.split()
     assert first == second
+
+
+def test_an_entry_compiled_under_an_open_umask_is_found(plain: Path, tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        assert rebuild.main(arguments(plain, tmp_path / "cache")) == 0
+    finally:
+        os.umask(before)
+    (entry,) = (tmp_path / "cache").iterdir()
+    assert {place.stat().st_mode & 0o777 for place in (entry, *entry.rglob("*"))} == {0o755, 0o644}
+    assert engine_cache.doubt(entry) == ""
 
 
 def test_a_damaged_entry_is_made_anew(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

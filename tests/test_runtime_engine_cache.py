@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from engineworks.runtime import engine_cache, open_bundle
+from engineworks.runtime import engine_cache, open_bundle, write_bundle
 from engineworks.runtime.cuda import Gpu
-from engineworks.runtime.engine_cache import doubt, entry_name, find_entry
+from engineworks.runtime.engine_cache import close_to_others, doubt, entry_name, find_entry
 
 L4 = Gpu("sm89", name="L4")
 
@@ -70,15 +70,55 @@ def test_a_name_that_is_no_files_becomes_one(bundle: Path) -> None:
     assert "/" not in name and not name.startswith(".") and len(name) < 150
 
 
-def test_an_entry_that_others_may_write_is_not_trusted(kept: Callable[..., Path], bundle: Path) -> None:
+def places(entry: Path) -> tuple[Path, ...]:
+    return entry, entry / "manifest.json", entry / "engines", entry / "engines" / "rtx.engine"
+
+
+def test_an_entry_that_others_may_write_is_not_trusted_and_the_log_says_so(
+    kept: Callable[..., Path], bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     entry = kept()
     assert doubt(entry) == ""
-    for place in (entry, entry / "manifest.json", entry / "engines", entry / "engines" / "rtx.engine"):
+    for place in places(entry):
         before = place.stat().st_mode
-        place.chmod(before | 0o020)
+        place.chmod(before | 0o002)
         assert doubt(entry) == "another user may have written it", place
         assert find_entry(open_bundle(bundle), entry.parent, L4) is None
         place.chmod(before)
+    assert {record.getMessage() for record in caplog.records} == {
+        f"the engine in {entry} is not used: another user may have written it"
+    }
+
+
+def test_our_own_group_may_write_an_entry_and_another_group_may_not(
+    kept: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = kept()
+    for place in places(entry):  # as Kubernetes' fsGroup leaves them
+        place.chmod(place.stat().st_mode | 0o060)
+    group = entry.stat().st_gid
+    monkeypatch.setattr(os, "getegid", lambda: group + 1)
+    monkeypatch.setattr(os, "getgroups", lambda: [group])
+    assert doubt(entry) == ""
+    monkeypatch.setattr(os, "getgroups", lambda: [])
+    assert doubt(entry) == "another user may have written it"
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o000, 0o077])
+def test_an_entry_made_under_any_umask_is_closed_to_others(
+    bundle: Path, tmp_path: Path, mask: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(mask)
+    try:
+        opened = open_bundle(bundle)
+        entry = write_bundle(tmp_path / "entry", opened.manifest, {n: opened.read(n) for n in opened.manifest.files})
+        close_to_others(entry.path)
+    finally:
+        os.umask(before)
+    monkeypatch.setattr(os, "getegid", lambda: entry.path.stat().st_gid + 1)
+    monkeypatch.setattr(os, "getgroups", lambda: [])
+    assert doubt(entry.path) == ""
+    assert {place.stat().st_mode & 0o777 for place in places(entry.path)} == {0o755, 0o644}
 
 
 def test_a_link_in_a_files_place_is_not_trusted(kept: Callable[..., Path]) -> None:
