@@ -16,8 +16,8 @@ from pathlib import Path
 from engineworks.runtime import manifest as manifests
 from engineworks.runtime.bundle import MANIFEST, Bundle, open_bundle
 from engineworks.runtime.cuda import Gpu
-from engineworks.runtime.errors import BundleError
-from engineworks.runtime.trt_runtime import MODULES, absent
+from engineworks.runtime.errors import BackendError, BundleError
+from engineworks.runtime.trt_runtime import MODULES, Flavour, absent, load_module
 
 _log = logging.getLogger("engineworks.serve")
 
@@ -28,17 +28,14 @@ def entry_name(bundle: Bundle, flavour: str, version: str, target: str) -> str:
 
 
 def find_entry(bundle: Bundle, folder: Path, gpu: Gpu) -> Path | None:
-    """Return the entry with an engine for this GPU by a compiler that is installed here; None where there is none.
-
-    Whether that compiler's version is still the installed one shows when it is opened; the newest comes first.
-    """
+    """Return the entry with an engine for this GPU by a compiler of the version installed here; None without one."""
     if gpu.target is None:
         return None
     for flavour in MODULES:
-        pattern = f"{_stem(bundle)}.{flavour}-*-{gpu.target}"
-        found = [] if absent(flavour) else [entry for entry in folder.glob(pattern) if _trusted(entry)]
-        if found:
-            return max(found, key=_age)
+        if version := _installed(flavour):
+            entry = folder / entry_name(bundle, flavour, version, gpu.target)
+            if entry.is_dir() and _trusted(entry):
+                return entry
     return None
 
 
@@ -72,6 +69,14 @@ def close_to_others(entry: Path) -> None:
         raise BundleError(f"cannot set the rights of {entry}: {error.strerror}.") from error
 
 
+def _installed(flavour: Flavour) -> str:
+    try:
+        return "" if absent(flavour) else str(load_module(flavour).__version__)
+    except BackendError as error:
+        _log.warning("no engine of the cache is used: %s", error)
+        return ""
+
+
 def _trusted(entry: Path) -> bool:
     if problem := doubt(entry):
         _log.warning("the engine in %s is not used: %s", entry, problem)
@@ -93,7 +98,3 @@ def _stem(bundle: Bundle) -> str:
     files = {name: file for name, file in bundle.manifest.files.items() if not name.startswith("engines/")}
     content = manifests.dump(replace(bundle.manifest, created="", engines=(), notes=(), tools={}, files=files))
     return f"{name}.{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-
-
-def _age(entry: Path) -> float:
-    return entry.stat().st_mtime

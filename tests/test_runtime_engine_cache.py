@@ -5,21 +5,40 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from engineworks.runtime import engine_cache, open_bundle, write_bundle
+from engineworks.runtime import BackendError, engine_cache, open_bundle, write_bundle
 from engineworks.runtime.cuda import Gpu
 from engineworks.runtime.engine_cache import close_to_others, doubt, entry_name, find_entry
 
 L4 = Gpu("sm89", name="L4")
 
 
+class Installed(dict[str, str]):
+    """The versions of the compilers that are installed, as far as the cache looks."""
+
+    def absent(self, flavour: str) -> str:
+        return "" if flavour in self else "not there"
+
+    def load(self, flavour: str) -> Any:
+        return SimpleNamespace(__version__=self[flavour])
+
+
 @pytest.fixture
-def kept(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Keep a copy of the bundle as an entry of the cache; RTX alone is installed."""
-    monkeypatch.setattr(engine_cache, "absent", lambda flavour: "" if flavour == "rtx" else "not there")
+def installed(monkeypatch: pytest.MonkeyPatch) -> Installed:
+    """RTX 1.7 alone is installed."""
+    made = Installed(rtx="1.7")
+    monkeypatch.setattr(engine_cache, "absent", made.absent)
+    monkeypatch.setattr(engine_cache, "load_module", made.load)
+    return made
+
+
+@pytest.fixture
+def kept(bundle: Path, tmp_path: Path, installed: Installed) -> Callable[..., Path]:
+    """Keep a copy of the bundle as an entry of the cache."""
 
     def keep(flavour: str = "rtx", version: str = "1.7", target: str = "sm89") -> Path:
         entry = tmp_path / "cache" / entry_name(open_bundle(bundle), flavour, version, target)
@@ -41,10 +60,34 @@ def test_another_gpus_or_an_absent_compilers_entry_is_not(
     assert find_entry(open_bundle(bundle), kept(**other).parent, L4) is None
 
 
-def test_of_two_versions_the_later_made_is_taken(kept: Callable[..., Path], bundle: Path) -> None:
-    old, new = kept(version="1.8"), kept(version="1.9")
-    os.utime(old, (1, 1))
-    assert find_entry(open_bundle(bundle), old.parent, L4) == new
+def test_the_installed_compilers_version_is_taken_though_another_was_made_later(
+    kept: Callable[..., Path], bundle: Path, installed: Installed
+) -> None:
+    mine, newer = kept(version="1.7"), kept(version="1.9")
+    os.utime(mine, (1, 1))
+    assert find_entry(open_bundle(bundle), mine.parent, L4) == mine
+    installed["rtx"] = "1.9"
+    assert find_entry(open_bundle(bundle), mine.parent, L4) == newer
+
+
+def test_one_compilers_stale_entry_does_not_hide_the_others(
+    kept: Callable[..., Path], bundle: Path, installed: Installed
+) -> None:
+    installed["tensorrt"] = "11.4"
+    kept("tensorrt", "10.9")
+    entry = kept("rtx", "1.7")
+    assert find_entry(open_bundle(bundle), entry.parent, L4) == entry
+
+
+def test_a_compiler_that_does_not_import_has_no_entry_and_the_log_says_so(
+    kept: Callable[..., Path], bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(flavour: str) -> Any:
+        raise BackendError("tensorrt_rtx is installed but does not import")
+
+    monkeypatch.setattr(engine_cache, "load_module", broken)
+    assert find_entry(open_bundle(bundle), kept().parent, L4) is None
+    assert "installed but does not import" in caplog.records[0].getMessage()
 
 
 def test_without_a_gpu_or_a_cache_there_is_none(kept: Callable[..., Path], bundle: Path, tmp_path: Path) -> None:
