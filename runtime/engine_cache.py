@@ -34,26 +34,40 @@ def find_entry(bundle: Bundle, folder: Path, gpu: Gpu) -> Path | None:
     for flavour in MODULES:
         if version := _installed(flavour):
             entry = folder / entry_name(bundle, flavour, version, gpu.target)
-            if entry.is_dir() and _trusted(entry):
+            if entry.is_dir() and _trusted(entry, bundle):
                 return entry
     return None
 
 
-def doubt(entry: Path) -> str:
-    """Return why an entry is not to be trusted; empty where it is a bundle that none but we and root may write.
+def doubt(entry: Path, bundle: Bundle) -> str:
+    """Return why an entry is not to be trusted; empty where it is this bundle, and none but we and root may write it.
 
     Our own group may: a volume's driver may have made all in it that group's (Kubernetes, ``fsGroup``).
     """
+    if problem := doubt_folder(entry.parent):
+        return problem
     try:
-        bundle = open_bundle(entry)
-        places = [entry, entry / MANIFEST, *(entry / name for name in bundle.manifest.files)]
+        found = open_bundle(entry)
+        places = [entry, entry / MANIFEST, *(entry / name for name in found.manifest.files)]
         places += {place.parent for place in places[2:]}
         states = [place.lstat() for place in places]
     except (BundleError, OSError) as error:
         return str(error)
     if any(not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)) for state in states):
         return "it holds something other than files"
-    return "another user may have written it" if any(map(_open_to_others, states)) else ""
+    if any(map(_open_to_others, states)):
+        return "another user may have written it"
+    return "" if _stem(found) == _stem(bundle) else "it is another bundle's"
+
+
+def doubt_folder(folder: Path) -> str:
+    """Return why no entry of this folder is to be trusted: another user may rename what is in it; empty if none may."""
+    try:
+        state = folder.stat()
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    shared = state.st_mode & stat.S_ISVTX and state.st_uid in {0, os.geteuid()}  # as /tmp: none renames another's
+    return f"another user may write to {folder}" if _open_to_others(state) and not shared else ""
 
 
 def close_to_others(entry: Path) -> None:
@@ -77,8 +91,8 @@ def _installed(flavour: Flavour) -> str:
         return ""
 
 
-def _trusted(entry: Path) -> bool:
-    if problem := doubt(entry):
+def _trusted(entry: Path, bundle: Bundle) -> bool:
+    if problem := doubt(entry, bundle):
         _log.warning("the engine in %s is not used: %s", entry, problem)
     return not problem
 

@@ -43,7 +43,7 @@ def test_the_bundle_in_the_cache_has_an_engine_for_that_gpu(
     assert header is not None and header.targets == ("sm89",)
     assert made.manifest.name == before.manifest.name
     assert made.read("model.onnx") == before.read("model.onnx")
-    assert engine_cache.doubt(entry) == ""
+    assert engine_cache.doubt(entry, runtime.open_bundle(plain)) == ""
 
 
 def test_what_the_cache_has_is_not_compiled_again(
@@ -64,7 +64,7 @@ def test_an_entry_compiled_under_an_open_umask_is_found(plain: Path, tmp_path: P
         os.umask(before)
     (entry,) = (tmp_path / "cache").iterdir()
     assert {place.stat().st_mode & 0o777 for place in (entry, *entry.rglob("*"))} == {0o755, 0o644}
-    assert engine_cache.doubt(entry) == ""
+    assert engine_cache.doubt(entry, runtime.open_bundle(plain)) == ""
 
 
 def test_a_damaged_entry_is_made_anew(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,6 +100,16 @@ def test_a_cache_that_cannot_be_written_leaves_nothing(
     (tmp_path / "file").write_bytes(b"")
     assert rebuild.main(arguments(plain, tmp_path / "file")) == 1
     assert "rebuild: cannot" in capsys.readouterr().err
+
+
+def test_nothing_is_compiled_into_a_folder_that_others_may_write(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    monkeypatch.setattr(rebuild, "compile_engine", lambda *_, **__: pytest.fail("compiled"))
+    assert rebuild.main(arguments(plain, tmp_path / "cache")) == 1
+    assert f"another user may write to {tmp_path / 'cache'}, so no engine" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_nothing(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

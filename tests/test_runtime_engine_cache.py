@@ -12,7 +12,7 @@ import pytest
 
 from engineworks.runtime import BackendError, engine_cache, open_bundle, write_bundle
 from engineworks.runtime.cuda import Gpu
-from engineworks.runtime.engine_cache import close_to_others, doubt, entry_name, find_entry
+from engineworks.runtime.engine_cache import close_to_others, doubt, doubt_folder, entry_name, find_entry
 
 L4 = Gpu("sm89", name="L4")
 
@@ -121,11 +121,11 @@ def test_an_entry_that_others_may_write_is_not_trusted_and_the_log_says_so(
     kept: Callable[..., Path], bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     entry = kept()
-    assert doubt(entry) == ""
+    assert doubt(entry, open_bundle(bundle)) == ""
     for place in places(entry):
         before = place.stat().st_mode
         place.chmod(before | 0o002)
-        assert doubt(entry) == "another user may have written it", place
+        assert doubt(entry, open_bundle(bundle)) == "another user may have written it", place
         assert find_entry(open_bundle(bundle), entry.parent, L4) is None
         place.chmod(before)
     assert {record.getMessage() for record in caplog.records} == {
@@ -134,7 +134,7 @@ def test_an_entry_that_others_may_write_is_not_trusted_and_the_log_says_so(
 
 
 def test_our_own_group_may_write_an_entry_and_another_group_may_not(
-    kept: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    kept: Callable[..., Path], bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = kept()
     for place in places(entry):  # as Kubernetes' fsGroup leaves them
@@ -142,9 +142,9 @@ def test_our_own_group_may_write_an_entry_and_another_group_may_not(
     group = entry.stat().st_gid
     monkeypatch.setattr(os, "getegid", lambda: group + 1)
     monkeypatch.setattr(os, "getgroups", lambda: [group])
-    assert doubt(entry) == ""
+    assert doubt(entry, open_bundle(bundle)) == ""
     monkeypatch.setattr(os, "getgroups", lambda: [])
-    assert doubt(entry) == "another user may have written it"
+    assert doubt(entry, open_bundle(bundle)) == "another user may have written it"
 
 
 @pytest.mark.parametrize("mask", [0o002, 0o000, 0o077])
@@ -160,19 +160,60 @@ def test_an_entry_made_under_any_umask_is_closed_to_others(
         os.umask(before)
     monkeypatch.setattr(os, "getegid", lambda: entry.path.stat().st_gid + 1)
     monkeypatch.setattr(os, "getgroups", lambda: [])
-    assert doubt(entry.path) == ""
+    assert doubt(entry.path, opened) == ""
     assert {place.stat().st_mode & 0o777 for place in places(entry.path)} == {0o755, 0o644}
 
 
-def test_a_link_in_a_files_place_is_not_trusted(kept: Callable[..., Path]) -> None:
+def test_an_entry_that_bears_this_bundles_name_and_is_anothers_is_not_used(
+    kept: Callable[..., Path], bundle: Path, make_bundle: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = kept()
+    shutil.rmtree(entry)
+    files = {"model.onnx": b"another", "engines/rtx.engine": b"", "reference.npz": b""}
+    shutil.copytree(make_bundle("other", files=files), entry)
+    assert find_entry(open_bundle(bundle), entry.parent, L4) is None
+    assert "it is another bundle's" in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize(("mode", "trusted"), [(0o777, False), (0o1777, True), (0o775, True), (0o755, True)])
+def test_a_folder_in_which_others_may_rename_entries_is_not_trusted(
+    kept: Callable[..., Path], bundle: Path, mode: int, trusted: bool
+) -> None:
+    entry = kept()
+    entry.parent.chmod(mode)
+    assert (find_entry(open_bundle(bundle), entry.parent, L4) == entry) is trusted
+    assert (doubt_folder(entry.parent) == "") is trusted
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o1777])
+def test_a_folder_of_another_users_is_not_trusted(
+    kept: Callable[..., Path], bundle: Path, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = kept()
+    entry.parent.chmod(mode)
+    real = Path.stat
+
+    def owned(self: Path, **given: Any) -> Any:
+        state = real(self, **given)
+        if self != entry.parent:
+            return state
+        return SimpleNamespace(st_mode=state.st_mode, st_uid=os.geteuid() + 1, st_gid=state.st_gid)
+
+    monkeypatch.setattr(Path, "stat", owned)
+    assert doubt(entry, open_bundle(bundle)) == f"another user may write to {entry.parent}"
+
+
+def test_a_link_in_a_files_place_is_not_trusted(kept: Callable[..., Path], bundle: Path) -> None:
     entry = kept()
     (entry / "engines" / "rtx.engine").rename(entry / "engines" / "real")
     (entry / "engines" / "rtx.engine").symlink_to("real")
-    assert doubt(entry) == "it holds something other than files"
+    assert doubt(entry, open_bundle(bundle)) == "it holds something other than files"
 
 
 @pytest.mark.parametrize("damage", [lambda entry: (entry / "manifest.json").unlink(), shutil.rmtree])
-def test_what_is_no_bundle_is_not_trusted(kept: Callable[..., Path], damage: Callable[[Path], Any]) -> None:
+def test_what_is_no_bundle_is_not_trusted(
+    kept: Callable[..., Path], bundle: Path, damage: Callable[[Path], Any]
+) -> None:
     entry = kept()
     damage(entry)
-    assert doubt(entry)
+    assert doubt(entry, open_bundle(bundle))
