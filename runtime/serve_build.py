@@ -72,7 +72,7 @@ class Build:
         while True:
             try:
                 await self.look()
-            except Exception as error:  # no process can be started just now: look again
+            except Exception as error:  # one look that failed must not be the last
                 _log.warning("build: %s: %s", type(error).__name__, error)
             await asyncio.sleep(self._seconds)
 
@@ -100,14 +100,16 @@ class Build:
     async def _build(self, key: Key, path: Path) -> str:
         """Compile, and let the engine take over; return why it did not."""
         _log.warning("model %s version %s: compiling an engine for %s", *key, self._gpu.target)
-        if problem := await self._compile(path):
-            return problem
-        if key not in self._models.sources or self._served(key) is None:
-            return "the model was unloaded meanwhile"
         try:
+            if problem := await self._compile(path):
+                return problem
+            if key not in self._models.sources or self._served(key) is None:
+                return "the model was unloaded meanwhile"
             served = await self._models.load(key)
         except EngineworksError as error:
             return str(error)
+        except OSError as error:  # no process could be started, or a file could not be read
+            return f"{type(error).__name__}: {error}"
         return f"it was compiled, and does not open: {served.session.backend}" if _wants(served) else ""
 
     async def _compile(self, path: Path) -> str:

@@ -183,6 +183,28 @@ def test_a_compiler_that_fails_is_told_once_and_onnx_runtime_serves_on(
     assert f"model four version 1: no engine, ONNX Runtime serves on: {words}" in errors[0]
 
 
+@pytest.mark.parametrize("fault", ["the process", "the load"])
+def test_what_the_system_refuses_is_counted_and_told_as_a_build_that_failed(
+    place: Any, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here: Place = place(*python("")) if fault == "the load" else place(str(tmp_path / "no-such-program"))
+
+    async def refuse(key: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    async def look() -> None:
+        await here.models.load(KEY)
+        monkeypatch.setattr(here.models, "load", refuse)
+        for _ in range(2):
+            await here.build.look()
+
+    asyncio.run(look())
+    assert here.count("failed") == 1
+    (error,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    words = "OSError: [Errno 24] Too many open files" if fault == "the load" else "FileNotFoundError"
+    assert f"no engine, ONNX Runtime serves on: {words}" in error
+
+
 def test_a_bundle_that_changed_is_tried_again(place: Any, plain: Path) -> None:
     here: Place = place(*python("raise SystemExit(1)"))
     looked(here)
