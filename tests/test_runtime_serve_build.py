@@ -230,7 +230,9 @@ def test_a_server_that_stops_ends_its_compiler(place: Any, tmp_path: Path) -> No
     async def stop() -> None:
         await here.models.load(KEY)
         running = asyncio.ensure_future(here.build.run())
+        end = time.monotonic() + 30.0
         while not pid.exists() or not pid.read_text("utf-8"):
+            assert time.monotonic() < end, "the compiler was not started"
             await asyncio.sleep(0.01)
         running.cancel()
         await asyncio.wait_for(asyncio.gather(running, return_exceptions=True), 15.0)
