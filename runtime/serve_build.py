@@ -26,6 +26,7 @@ from engineworks.runtime.serve_watch import Mark, mark
 from engineworks.runtime.trt_runtime import MODULES, absent
 
 _log = logging.getLogger("engineworks.serve")
+_LIMIT = 3600.0  # seconds for one engine: minutes are usual; a compiler that hangs is ended
 COMMAND = (sys.executable, "-m", "engineworks.export.rebuild")
 
 
@@ -57,10 +58,11 @@ class Build:
         folder: Path,
         *,
         seconds: float = 1.0,
+        limit: float = _LIMIT,
         command: tuple[str, ...] = COMMAND,
     ) -> None:
         self._models, self._metrics, self._folder = models, metrics, folder
-        self._seconds, self._command = seconds, command
+        self._seconds, self._limit, self._command = seconds, limit, command
         self._gpu = gpu_of(models.opening)
         self._tried: dict[Key, Mark] = {}
 
@@ -122,19 +124,15 @@ class Build:
             env=visible(os.environ, self._gpu.index),
         )
         try:
-            _, said = await process.communicate()
-        except BaseException:
+            _, said = await asyncio.wait_for(process.communicate(), self._limit)
+        except BaseException as error:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+            if isinstance(error, TimeoutError):
+                return f"the compiler was not done after {self._limit:g} s, and was ended"
             raise
-        status = process.returncode or 0
-        if status == 0:
-            return ""
-        lines = said.decode("utf-8", "replace").split("\n")
-        words = next((line for line in reversed(lines) if line.strip()), "it said nothing")
-        how = f"signal {-status}" if status < 0 else f"status {status}"
-        return f"{words.removeprefix('rebuild: ')} ({how})"
+        return _complaint(process.returncode or 0, said.decode("utf-8", "replace"))
 
     def _served(self, key: Key) -> Served | None:
         return self._models.loaded.get(key[0], {}).get(key[1])
@@ -145,6 +143,14 @@ def visible(environment: Mapping[str, str], index: int) -> dict[str, str]:
     shown = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     chosen = shown[index] if index < len(shown) else str(index)
     return {**environment, "CUDA_VISIBLE_DEVICES": chosen}
+
+
+def _complaint(status: int, said: str) -> str:
+    if status == 0:
+        return ""
+    words = next((line for line in reversed(said.split("\n")) if line.strip()), "it said nothing")
+    how = f"signal {-status}" if status < 0 else f"status {status}"
+    return f"{words.removeprefix('rebuild: ')} ({how})"
 
 
 def _wants(served: Served) -> bool:

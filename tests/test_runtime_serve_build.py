@@ -7,6 +7,7 @@ its own, is the real one.
 import asyncio
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -203,6 +204,25 @@ def test_what_the_system_refuses_is_counted_and_told_as_a_build_that_failed(
     (error,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     words = "OSError: [Errno 24] Too many open files" if fault == "the load" else "FileNotFoundError"
     assert f"no engine, ONNX Runtime serves on: {words}" in error
+
+
+def test_a_compiler_that_hangs_is_ended_counted_and_told(
+    place: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here: Place = place()
+    here.build = Build(here.models, here.metrics, here.cache, limit=0.2, command=("sh", "-c", "exec sleep 300"))
+    begin, begun = asyncio.create_subprocess_exec, list[Any]()
+
+    async def remember(*command: str, **given: Any) -> Any:
+        begun.append(await begin(*command, **given))
+        return begun[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", remember)
+    looked(here, times=2)
+    assert here.count("failed") == 1
+    assert [process.returncode for process in begun] == [-signal.SIGKILL]
+    (error,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert "ONNX Runtime serves on: the compiler was not done after 0.2 s, and was ended" in error
 
 
 def test_a_bundle_that_changed_is_tried_again(place: Any, plain: Path) -> None:
