@@ -17,7 +17,7 @@ from engineworks.export.precision import check_compiled
 from engineworks.export.trt_compilers import Flavour, load_compiler
 from engineworks.runtime.bundle import GRAPH, Bundle, open_bundle, write_bundle
 from engineworks.runtime.command import leave, status_of
-from engineworks.runtime.engine_cache import close_to_others, doubt, doubt_folder, entry_name
+from engineworks.runtime.engine_cache import close_to_others, doubt, doubt_folder, entry_name, remove_old
 from engineworks.runtime.errors import BundleError, EngineError
 
 _PATIENCE = 10  # added to the process's niceness: whoever serves beside it goes first
@@ -89,6 +89,7 @@ def _rebuild(bundle: Bundle, cache: Path, target: str, flavour: Flavour) -> Path
     try:
         write_bundle(out, manifest, files | {record.file: engine.plan}, force=True)
         close_to_others(out)
+        remove_old(bundle, cache)
     except BundleError:
         if not _usable(out, bundle):  # else another process was quicker
             raise

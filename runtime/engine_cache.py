@@ -9,7 +9,10 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import stat
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from engineworks.runtime.cuda import Gpu
 from engineworks.runtime.errors import BackendError, BundleError
 from engineworks.runtime.trt_runtime import MODULES, Flavour, absent, load_module
 
+_KEPT = 30 * 24 * 3600.0  # seconds
 _log = logging.getLogger("engineworks.serve")
 
 
@@ -35,6 +39,8 @@ def find_entry(bundle: Bundle, folder: Path, gpu: Gpu) -> Path | None:
         if version := _installed(flavour):
             entry = folder / entry_name(bundle, flavour, version, gpu.target)
             if entry.is_dir() and _trusted(entry, bundle):
+                with suppress(OSError):  # a folder that is read-only here
+                    os.utime(entry)  # when it was last taken
                 return entry
     return None
 
@@ -89,6 +95,20 @@ def _installed(flavour: Flavour) -> str:
     except BackendError as error:
         _log.warning("no engine of the cache is used: %s", error)
         return ""
+
+
+def remove_old(bundle: Bundle, folder: Path) -> None:
+    """Remove the entries of this bundle's name, but of another graph, that nobody took for 30 days."""
+    stem = _stem(bundle)
+    name, _, digest = stem.rpartition(".")
+    pattern = re.compile(rf"{re.escape(name)}\.(?!{digest})[0-9a-f]{{16}}\.({'|'.join(MODULES)})-[^/]+-sm[0-9]+")
+    for entry in folder.glob(f"{name}.*"):
+        if not pattern.fullmatch(entry.name):
+            continue
+        with suppress(OSError):
+            state = entry.lstat()
+            if stat.S_ISDIR(state.st_mode) and state.st_mtime < time.time() - _KEPT:
+                shutil.rmtree(entry)
 
 
 def _trusted(entry: Path, bundle: Bundle) -> bool:

@@ -46,6 +46,14 @@ def test_the_bundle_in_the_cache_has_an_engine_for_that_gpu(
     assert engine_cache.doubt(entry, runtime.open_bundle(plain)) == ""
 
 
+def test_an_old_entry_of_another_graph_goes_when_a_new_one_is_written(plain: Path, tmp_path: Path) -> None:
+    old = tmp_path / "cache" / f"{runtime.open_bundle(plain).manifest.name}.{'0' * 16}.rtx-1.0-sm89"
+    old.mkdir(parents=True)
+    os.utime(old, (1, 1))
+    assert rebuild.main(arguments(plain, tmp_path / "cache")) == 0
+    assert not old.exists()
+
+
 def test_what_the_cache_has_is_not_compiled_again(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

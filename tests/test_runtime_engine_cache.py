@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from engineworks.runtime import BackendError, engine_cache, open_bundle, write_bundle
 from engineworks.runtime.cuda import Gpu
-from engineworks.runtime.engine_cache import close_to_others, doubt, doubt_folder, entry_name, find_entry
+from engineworks.runtime.engine_cache import close_to_others, doubt, doubt_folder, entry_name, find_entry, remove_old
 
 L4 = Gpu("sm89", name="L4")
 
@@ -217,3 +218,28 @@ def test_what_is_no_bundle_is_not_trusted(
     entry = kept()
     damage(entry)
     assert doubt(entry, open_bundle(bundle))
+
+
+DAYS = 24 * 3600.0
+
+
+def test_what_nobody_took_for_30_days_of_another_graph_of_the_name_is_removed(
+    kept: Callable[..., Path], bundle: Path, make_bundle: Callable[..., Path]
+) -> None:
+    mine = kept()
+    name, digest, rest = mine.name.split(".", 2)
+    assert len(digest) == 16 and digest != "0" * 16
+    ages = {f"{name}.{'0' * 16}.{rest}": 31, f"{name}.{'1' * 16}.{rest}": 29, f"{name}-2.{'0' * 16}.{rest}": 31}
+    ages |= {"a-folder-of-the-users": 31, mine.name: 31}
+    for place, days in ages.items():
+        (mine.parent / place).mkdir(exist_ok=True)
+        os.utime(mine.parent / place, (time.time() - days * DAYS,) * 2)
+    remove_old(open_bundle(bundle), mine.parent)
+    assert ages.keys() - {place.name for place in mine.parent.iterdir()} == {f"{name}.{'0' * 16}.{rest}"}
+
+
+def test_an_entry_that_is_taken_is_young_again(kept: Callable[..., Path], bundle: Path) -> None:
+    entry = kept()
+    os.utime(entry, (1, 1))
+    assert find_entry(open_bundle(bundle), entry.parent, L4) == entry
+    assert entry.stat().st_mtime > time.time() - DAYS
