@@ -18,7 +18,7 @@ from engineworks.export.realised import check_engine
 from engineworks.export.trt_compilers import Flavour, load_compiler
 from engineworks.runtime.bundle import GRAPH, Bundle, open_bundle, write_bundle
 from engineworks.runtime.command import leave, status_of
-from engineworks.runtime.engine_cache import doubt, entry_name
+from engineworks.runtime.engine_cache import close_to_others, doubt, doubt_folder, entry_name, remove_old
 from engineworks.runtime.errors import BundleError, EngineError
 
 _PATIENCE = 10  # added to the process's niceness: whoever serves beside it goes first
@@ -71,8 +71,10 @@ def rebuild(bundle: Bundle, cache: Path, target: str, flavours: tuple[Flavour, .
 
 def _rebuild(bundle: Bundle, cache: Path, target: str, flavour: Flavour) -> Path:
     out = cache / entry_name(bundle, flavour, str(load_compiler(flavour).__version__), target)
-    if _usable(out):
+    if _usable(out, bundle):
         return out
+    if cache.exists() and (problem := doubt_folder(cache)):
+        raise BundleError(f"{problem}, so no engine from there is used. Name another folder, or take that right away.")
     files = {name: bundle.read(name) for name in bundle.manifest.files if not name.startswith("engines/")}
     batch = bundle.manifest.batch
     engine = compile_engine(files[GRAPH], flavour=flavour, batch=(batch.min, batch.opt, batch.max), targets=(target,))
@@ -83,20 +85,22 @@ def _rebuild(bundle: Bundle, cache: Path, target: str, flavour: Flavour) -> Path
     notes += [f"the compiler warns: {warning}" for warning in engine.warnings]
     manifest = replace(bundle.manifest, engines=(record,), notes=(*notes, "the engine was compiled where it is served"))
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(0o755, parents=True, exist_ok=True)
     except OSError as error:
         raise BundleError(f"cannot make {cache}: {error.strerror}.") from error
     try:
         write_bundle(out, manifest, files | {record.file: engine.plan}, force=True)
+        close_to_others(out)
+        remove_old(bundle, cache)
     except BundleError:
-        if not _usable(out):  # else another process was quicker
+        if not _usable(out, bundle):  # else another process was quicker
             raise
     return out
 
 
-def _usable(entry: Path) -> bool:
-    """Tell whether the cache has this entry, whole."""
-    if not entry.is_dir() or doubt(entry):
+def _usable(entry: Path, bundle: Bundle) -> bool:
+    """Tell whether the cache has this entry, whole, and it is this bundle's."""
+    if not entry.is_dir() or doubt(entry, bundle):
         return False
     try:
         open_bundle(entry).verify()

@@ -26,6 +26,7 @@ from engineworks.runtime.serve_watch import Mark, mark
 from engineworks.runtime.trt_runtime import MODULES, absent
 
 _log = logging.getLogger("engineworks.serve")
+_LIMIT = 3600.0  # seconds for one engine: minutes are usual; a compiler that hangs is ended
 COMMAND = (sys.executable, "-m", "engineworks.export.rebuild")
 
 
@@ -57,10 +58,11 @@ class Build:
         folder: Path,
         *,
         seconds: float = 1.0,
+        limit: float = _LIMIT,
         command: tuple[str, ...] = COMMAND,
     ) -> None:
         self._models, self._metrics, self._folder = models, metrics, folder
-        self._seconds, self._command = seconds, command
+        self._seconds, self._limit, self._command = seconds, limit, command
         self._gpu = gpu_of(models.opening)
         self._tried: dict[Key, Mark] = {}
 
@@ -72,7 +74,7 @@ class Build:
         while True:
             try:
                 await self.look()
-            except Exception as error:  # no process can be started just now: look again
+            except Exception as error:  # one look that failed must not be the last
                 _log.warning("build: %s: %s", type(error).__name__, error)
             await asyncio.sleep(self._seconds)
 
@@ -100,14 +102,16 @@ class Build:
     async def _build(self, key: Key, path: Path) -> str:
         """Compile, and let the engine take over; return why it did not."""
         _log.warning("model %s version %s: compiling an engine for %s", *key, self._gpu.target)
-        if problem := await self._compile(path):
-            return problem
-        if key not in self._models.sources or self._served(key) is None:
-            return "the model was unloaded meanwhile"
         try:
+            if problem := await self._compile(path):
+                return problem
+            if key not in self._models.sources or self._served(key) is None:
+                return "the model was unloaded meanwhile"
             served = await self._models.load(key)
         except EngineworksError as error:
             return str(error)
+        except OSError as error:  # no process could be started, or a file could not be read
+            return f"{type(error).__name__}: {error}"
         return f"it was compiled, and does not open: {served.session.backend}" if _wants(served) else ""
 
     async def _compile(self, path: Path) -> str:
@@ -120,19 +124,15 @@ class Build:
             env=visible(os.environ, self._gpu.index),
         )
         try:
-            _, said = await process.communicate()
-        except BaseException:
+            _, said = await asyncio.wait_for(process.communicate(), self._limit)
+        except BaseException as error:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+            if isinstance(error, TimeoutError):
+                return f"the compiler was not done after {self._limit:g} s, and was ended"
             raise
-        status = process.returncode or 0
-        if status == 0:
-            return ""
-        lines = said.decode("utf-8", "replace").split("\n")
-        words = next((line for line in reversed(lines) if line.strip()), "it said nothing")
-        how = f"signal {-status}" if status < 0 else f"status {status}"
-        return f"{words.removeprefix('rebuild: ')} ({how})"
+        return _complaint(process.returncode or 0, said.decode("utf-8", "replace"))
 
     def _served(self, key: Key) -> Served | None:
         return self._models.loaded.get(key[0], {}).get(key[1])
@@ -143,6 +143,14 @@ def visible(environment: Mapping[str, str], index: int) -> dict[str, str]:
     shown = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     chosen = shown[index] if index < len(shown) else str(index)
     return {**environment, "CUDA_VISIBLE_DEVICES": chosen}
+
+
+def _complaint(status: int, said: str) -> str:
+    if status == 0:
+        return ""
+    words = next((line for line in reversed(said.split("\n")) if line.strip()), "it said nothing")
+    how = f"signal {-status}" if status < 0 else f"status {status}"
+    return f"{words.removeprefix('rebuild: ')} ({how})"
 
 
 def _wants(served: Served) -> bool:

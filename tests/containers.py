@@ -21,7 +21,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("buildah", "debootstrap", "apt-get", "unshare", "nsenter", "ip", "chroot", "tar")
-_CARRIED = ("index-url", "extra-index-url", "find-links", "trusted-host", "proxy", "timeout")
+_PLACES = ("index-url", "extra-index-url", "find-links")
+_CARRIED = (*_PLACES, "trusted-host", "proxy", "timeout")
 _ENTER = """
 set -e
 root=$1 models=$2 user=$3 dir=$4; shift 4
@@ -150,11 +151,22 @@ def _mirror(release: str) -> str:
     return sites[0]
 
 
-def packages_from_here(folder: Path) -> list[str]:
-    """Return the arguments that let pip inside a build find packages where it finds them on this host."""
+def package_places() -> set[str]:
+    """Return where this host's pip looks for packages: addresses, and the folder of each that is on this host."""
+    found = _pip_settings()
+    places = {place for key in _PLACES for place in found.get(key, "").split()}
+    return places | {str(Path(place[7:]).parent) for place in places if place.startswith("file:///")}  # linked to
+
+
+def _pip_settings() -> dict[str, str]:
     said = run(sys.executable, "-m", "pip", "config", "list")
     settings = dict(line.partition("=")[::2] for line in said.splitlines() if "=" in line)
-    found = {key.rpartition(".")[2]: str(ast.literal_eval(value)) for key, value in settings.items()}
+    return {key.rpartition(".")[2]: str(ast.literal_eval(value)) for key, value in settings.items()}
+
+
+def packages_from_here(folder: Path) -> list[str]:
+    """Return the arguments that let pip inside a build find packages where it finds them on this host."""
+    found = _pip_settings()
     kept = {key: value for key, value in found.items() if key in _CARRIED}
     arguments = []
     if certificate := found.get("cert"):
@@ -162,9 +174,7 @@ def packages_from_here(folder: Path) -> list[str]:
         arguments += ["--secret", f"id=ca,src={certificate}"]
     conf = folder / "pip.conf"
     conf.write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in kept.items()), "utf-8")
-    places = [place for key, value in kept.items() if key != "cert" for place in value.split()]
-    folders = {place for place in places if place.startswith("/")}
-    folders |= {str(Path(place[7:]).parent) for place in places if place.startswith("file:///")}  # pages link beside it
+    folders = (place for place in package_places() if place.startswith("/"))
     mounts = [part for place in sorted(folders) if Path(place).is_dir() for part in ("--volume", f"{place}:{place}:ro")]
     return ["--secret", f"id=pip,src={conf}", *arguments, *mounts]
 

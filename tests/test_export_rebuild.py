@@ -1,5 +1,6 @@
 """A bundle gets an engine for another GPU than it was made on, by the real compiler, without torch or onnx."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,7 +44,15 @@ def test_the_bundle_in_the_cache_has_an_engine_for_that_gpu(
     assert header is not None and header.targets == ("sm89",)
     assert made.manifest.name == before.manifest.name
     assert made.read("model.onnx") == before.read("model.onnx")
-    assert engine_cache.doubt(entry) == ""
+    assert engine_cache.doubt(entry, runtime.open_bundle(plain)) == ""
+
+
+def test_an_old_entry_of_another_graph_goes_when_a_new_one_is_written(plain: Path, tmp_path: Path) -> None:
+    old = tmp_path / "cache" / f"{runtime.open_bundle(plain).manifest.name}.{'0' * 16}.rtx-1.0-sm89"
+    old.mkdir(parents=True)
+    os.utime(old, (1, 1))
+    assert rebuild.main(arguments(plain, tmp_path / "cache")) == 0
+    assert not old.exists()
 
 
 def test_what_the_cache_has_is_not_compiled_again(
@@ -54,6 +63,17 @@ def test_what_the_cache_has_is_not_compiled_again(
     assert rebuild.main(arguments(plain, tmp_path / "cache")) == 0
     first, second = capsys.readouterr().out.split()
     assert first == second
+
+
+def test_an_entry_compiled_under_an_open_umask_is_found(plain: Path, tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        assert rebuild.main(arguments(plain, tmp_path / "cache")) == 0
+    finally:
+        os.umask(before)
+    (entry,) = (tmp_path / "cache").iterdir()
+    assert {place.stat().st_mode & 0o777 for place in (entry, *entry.rglob("*"))} == {0o755, 0o644}
+    assert engine_cache.doubt(entry, runtime.open_bundle(plain)) == ""
 
 
 def test_a_damaged_entry_is_made_anew(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,6 +109,16 @@ def test_a_cache_that_cannot_be_written_leaves_nothing(
     (tmp_path / "file").write_bytes(b"")
     assert rebuild.main(arguments(plain, tmp_path / "file")) == 1
     assert "rebuild: cannot" in capsys.readouterr().err
+
+
+def test_nothing_is_compiled_into_a_folder_that_others_may_write(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    monkeypatch.setattr(rebuild, "compile_engine", lambda *_, **__: pytest.fail("compiled"))
+    assert rebuild.main(arguments(plain, tmp_path / "cache")) == 1
+    assert f"another user may write to {tmp_path / 'cache'}, so no engine" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_nothing(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

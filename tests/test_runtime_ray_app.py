@@ -3,8 +3,11 @@
 import asyncio
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +169,37 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch: pytest.Monke
         build({"bundle": str(bundle)})
 
 
+def run_with_all_that_it_starts(command: list[str], seconds: float) -> tuple[int, str, str]:
+    """Run a command in a session of its own; where it takes too long, end it and every process of its group."""
+    with subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        try:
+            said, errors = process.communicate(timeout=seconds)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, said, errors
+
+
+def test_a_script_that_takes_too_long_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    code = f"sleep 300 & echo $! > {pid}; wait"
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_with_all_that_it_starts(["sh", "-c", code], 1.0)
+    end = time.monotonic() + 30.0
+    while _runs(int(pid.read_text("utf-8"))):
+        assert time.monotonic() < end, "what it started still runs"
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text("utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 @pytest.mark.slow
 def test_a_killed_node_costs_what_was_in_flight_on_it_and_a_retry_answers_that(tmp_path: Path) -> None:
     if importlib.util.find_spec("ray") is None:
@@ -174,17 +208,18 @@ def test_a_killed_node_costs_what_was_in_flight_on_it_and_a_retry_answers_that(t
     replicas = ["--gpus", "0", "--replicas", "2:2"]
     assert deploy([str(HERE / "data" / "lenet5-fp16"), "--ray", str(file), *replicas]) == 0
     command = [sys.executable, str(HERE / "ray_cluster.py"), str(file)]
-    done = subprocess.run(command, text=True, capture_output=True, check=False, timeout=180)
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout[done.stdout.index("{\n") :])
+    status, said, errors = run_with_all_that_it_starts(command, 900.0)
+    assert status == 0, errors[-3000:]
+    told = json.loads(said[said.index("{\n") :])
     print(json.dumps(told, indent=1))
     assert (told["nodes with a replica"], told["replicas killed"]) == (2, 1)
     assert told["answered by what was killed"] > 0
     assert told["status of half a request"] == 400
     assert told["rows in a run, on average"] > told["rows in a request"]
-    failed = told.get("failed", 0)
     assert told["failed before the kill"] == told["failed after that"] == told.get("wrong", 0) == 0
-    assert failed <= told["callers"]
+    # what failed, failed by the kill: Ray's proxy says so in plain words; ours would be JSON, a lost answer a timeout
+    assert set(told["errors"]) <= {"500 b'Internal Server Error'"}
+    failed = told.get("failed", 0)
     assert told.get("answered by a retry", 0) == failed
     assert told["sent"] > told["sent before the kill"] + failed
     assert told["sent during an update"] > 0 and told["failed during an update"] == 0

@@ -7,6 +7,7 @@ its own, is the real one.
 import asyncio
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -183,6 +184,47 @@ def test_a_compiler_that_fails_is_told_once_and_onnx_runtime_serves_on(
     assert f"model four version 1: no engine, ONNX Runtime serves on: {words}" in errors[0]
 
 
+@pytest.mark.parametrize("fault", ["the process", "the load"])
+def test_what_the_system_refuses_is_counted_and_told_as_a_build_that_failed(
+    place: Any, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here: Place = place(*python("")) if fault == "the load" else place(str(tmp_path / "no-such-program"))
+
+    async def refuse(key: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    async def look() -> None:
+        await here.models.load(KEY)
+        monkeypatch.setattr(here.models, "load", refuse)
+        for _ in range(2):
+            await here.build.look()
+
+    asyncio.run(look())
+    assert here.count("failed") == 1
+    (error,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    words = "OSError: [Errno 24] Too many open files" if fault == "the load" else "FileNotFoundError"
+    assert f"no engine, ONNX Runtime serves on: {words}" in error
+
+
+def test_a_compiler_that_hangs_is_ended_counted_and_told(
+    place: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here: Place = place()
+    here.build = Build(here.models, here.metrics, here.cache, limit=0.2, command=("sh", "-c", "exec sleep 300"))
+    begin, begun = asyncio.create_subprocess_exec, list[Any]()
+
+    async def remember(*command: str, **given: Any) -> Any:
+        begun.append(await begin(*command, **given))
+        return begun[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", remember)
+    looked(here, times=2)
+    assert here.count("failed") == 1
+    assert [process.returncode for process in begun] == [-signal.SIGKILL]
+    (error,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert "ONNX Runtime serves on: the compiler was not done after 0.2 s, and was ended" in error
+
+
 def test_a_bundle_that_changed_is_tried_again(place: Any, plain: Path) -> None:
     here: Place = place(*python("raise SystemExit(1)"))
     looked(here)
@@ -208,7 +250,9 @@ def test_a_server_that_stops_ends_its_compiler(place: Any, tmp_path: Path) -> No
     async def stop() -> None:
         await here.models.load(KEY)
         running = asyncio.ensure_future(here.build.run())
+        end = time.monotonic() + 30.0
         while not pid.exists() or not pid.read_text("utf-8"):
+            assert time.monotonic() < end, "the compiler was not started"
             await asyncio.sleep(0.01)
         running.cancel()
         await asyncio.wait_for(asyncio.gather(running, return_exceptions=True), 15.0)
