@@ -36,7 +36,8 @@ def find_entry(bundle: Bundle, folder: Path, gpu: Gpu) -> Path | None:
     if gpu.target is None:
         return None
     for flavour in MODULES:
-        if version := _installed(flavour):
+        made = any(folder.glob(entry_name(bundle, flavour, "*", gpu.target)))  # else nothing heavy is imported
+        if made and (version := _installed(flavour)):
             entry = folder / entry_name(bundle, flavour, version, gpu.target)
             if entry.is_dir() and _trusted(entry, bundle):
                 with suppress(OSError):  # a folder that is read-only here

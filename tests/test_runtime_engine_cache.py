@@ -91,6 +91,17 @@ def test_a_compiler_that_does_not_import_has_no_entry_and_the_log_says_so(
     assert "installed but does not import" in caplog.records[0].getMessage()
 
 
+def test_a_compiler_without_an_entry_is_not_imported(
+    kept: Callable[..., Path], bundle: Path, installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed["tensorrt"] = "11.4"
+    monkeypatch.setattr(
+        engine_cache, "load_module", lambda flavour: SimpleNamespace(**{"rtx": {"__version__": "1.7"}}[flavour])
+    )
+    entry = kept()
+    assert find_entry(open_bundle(bundle), entry.parent, L4) == entry
+
+
 def test_without_a_gpu_or_a_cache_there_is_none(kept: Callable[..., Path], bundle: Path, tmp_path: Path) -> None:
     entry = kept()
     assert find_entry(open_bundle(bundle), entry.parent, Gpu(None, "none")) is None
