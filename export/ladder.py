@@ -258,6 +258,9 @@ class Ladder:
         try:
             rungs = climb(answers, name, self._outputs, self.yardstick, floors)
         except ParityError as error:
+            probes = self.yardstick.probes
+            if probes is not None and (probes.mixed() or probes.blame()):
+                raise  # the user's own line is told already
             raise ParityError(f"{error}{blame(seen())}") from error
         self.say(rungs[-1])
         return rungs

@@ -64,7 +64,8 @@ def _number(value: Any) -> int | None:
 def _is_plain(value: Any) -> bool:
     """Whether numpy has its dtype, and its memory is one piece or can be made so; else it goes by the host."""
     try:
-        outline(value)
+        if outline(value).dtype.isbuiltin != 1:  # ml_dtypes, once imported, teaches numpy bfloat16 by name
+            return False
     except TypeError:
         return False
     if is_tensor(value):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("export", "runtime", "models", "calibration")
-DATA = {"runtime": ("*.html",), "models": ("*.safetensors", "*.npz", "*.txt", "*.jpg")}
+DATA = {"export": ("*.html",), "runtime": ("*.html",), "models": ("*.safetensors", "*.npz", "*.txt", "*.jpg")}
 NEEDED = ("LICENSE", "NOTICE", "README.md", "pyproject.toml", "PKG-INFO")
 
 

@@ -1,5 +1,7 @@
 """Arrays on the session's own GPU go in and come out of ``Session.infer`` without the host, on a fake GPU."""
 
+import contextlib
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +154,9 @@ def test_what_lies_on_the_sessions_gpu_is_told_from_the_rest(make: Make, fake_ho
     assert not lie_on({"a": here}, "cpu") and not lie_on({"a": here}, "cuda:1")
     assert not lie_on({"a": here, "b": there}, "cuda:0") and not lie_on({"a": images(1)}, "cuda:0")
     assert not lie_on({"a": Cupylike(fake_host, images(1), strides=(4, 8, 12, 16))}, "cuda:0")
+    assert not lie_on({"a": Tensor(fake_host, images(1), dtype="bfloat16")}, "cuda:0")
+    with contextlib.suppress(ImportError):
+        importlib.import_module("ml_dtypes")  # numpy then knows the name
     assert not lie_on({"a": Tensor(fake_host, images(1), dtype="bfloat16")}, "cuda:0")
 
 
