@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engineworks.export.report_plots import decibels, histogram_plot, layers_plot
-from engineworks.runtime.bundle import CALIBRATION, LAYERS, REFERENCE
+from engineworks.runtime.bundle import CALIBRATION, GRAPH, LAYERS, REFERENCE
 from engineworks.runtime.compare import order
+from engineworks.runtime.graph_layers import PRODUCTS, read_layers
 from engineworks.runtime.manifest import Manifest, Rung
 from engineworks.runtime.preprocessing import Preprocessing
 
@@ -39,7 +40,7 @@ def report(manifest: Manifest, files: Mapping[str, bytes], answers: Sequence[Arr
         *_heading(manifest),
         *_ladder(manifest.parity),
         *_layers(files),
-        *_precision(manifest),
+        *_precision(manifest, files),
         *_calibration(files),
         *_samples(manifest, files, answers),
         *_latency(),
@@ -125,13 +126,18 @@ def _layers(files: Mapping[str, bytes]) -> Iterator[str]:
     yield f"<details><summary>all {len(layers)} values</summary>{_table(head, rows, 5)}</details>"
 
 
-def _precision(manifest: Manifest) -> Iterator[str]:
+def _precision(manifest: Manifest, files: Mapping[str, bytes]) -> Iterator[str]:
     yield "<h2>Precision</h2>"
     rows = [(f"graph: {escape(kind)}", str(count)) for kind, count in manifest.precision.realised.items()]
     for engine in manifest.engines:
         made = f"{engine.flavour} {engine.version}"
         rows += [(escape(f"{made}: {kind}"), str(count)) for kind, count in engine.layer_types.items()]
     yield _table(("layers that compute in", "how many"), rows, 1)
+    if GRAPH in files:
+        weighted = [layer for layer in read_layers(files[GRAPH]) if layer.operator in PRODUCTS]
+        cells = [(escape(one.module or "–"), f"<code>{escape(one.name)}</code>", escape(one.asked)) for one in weighted]
+        table = _table(("module", "layer", "computes in"), cells, 0)
+        yield f"<details><summary>the graph's {len(cells)} weighted layers</summary>{table}</details>"
     for engine in manifest.engines:
         words = f"{engine.flavour} {engine.version} for {', '.join(engine.targets)}"
         yield f'<p class="quiet">{escape(words)}</p>'

@@ -89,6 +89,13 @@ def test_it_shows_every_comparison_of_the_manifest(bundle: Bundle, page: str) ->
         assert title in texts
 
 
+def test_each_weighted_layer_stands_there_with_the_type_that_it_computes_in(bundle: Bundle, page: str) -> None:
+    table = page.split("weighted layers</summary>")[1].split("</details>", maxsplit=1)[0]
+    for kind, count in bundle.manifest.precision.realised.items():
+        assert table.count(f"<td>{kind}</td>") == count
+    assert "<td>c5</td><td><code>node_c5</code></td>" in table
+
+
 def test_a_histogram_stands_for_each_quantised_tensor_with_its_threshold(bundle: Bundle, page: str) -> None:
     kept = json.loads(bundle.read("calibration.json"))
     quantised = {d["tensor"] for d in kept["decisions"] if d["quantised"]} & set(kept["tensors"])
