@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engineworks.runtime.ahead import Ahead
 from engineworks.runtime.bundle import GRAPH, Bundle, open_bundle
@@ -64,19 +64,11 @@ def load(
 
         rules = contract(bundle.manifest.inputs, bundle.manifest.batch, max_batch, nan)
         check_choice(backend, device)
+        asked: dict[str, Any] = {"device": device, "strict": strict, "threads": threads}
+        more: dict[str, Any] = {"backend": backend, "contexts": contexts, "max_batch": max_batch}
         try:
             runner: Runner = (
-                _open(bundle, graphs, cpu, device, strict=strict, threads=threads)
-                if graphs
-                else open_bundle_session(
-                    bundle,
-                    device=device,
-                    backend=backend,
-                    strict=strict,
-                    contexts=contexts,
-                    max_batch=max_batch,
-                    threads=threads,
-                )
+                _open(bundle, graphs, cpu, **asked) if graphs else open_bundle_session(bundle, **asked, **more)
             )
         except MemoryError as error:
             raise BackendError(
@@ -97,7 +89,7 @@ def _runs_without_a_gpu(device: object, backend: object) -> bool:
 
 
 def _open(
-    bundle: Bundle, graphs: Mapping[str, Ahead], cpu: str, device: "Device", *, strict: bool, threads: int
+    bundle: Bundle, graphs: Mapping[str, Ahead], cpu: str, *, device: "Device", strict: bool, threads: int
 ) -> "Runner":
     """Let ONNX Runtime open a graph when every file has been checked; where there is no GPU, this is quickest."""
     from engineworks.runtime.backend import open_session
