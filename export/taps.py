@@ -127,7 +127,7 @@ class Taps:
             read: what the node reads first, where that is known.
             weights: what the nodes of ``read_as_weights`` gave.
         """
-        weight, bias = self._weights(name, weights)
+        weight, bias = (None if one is None else one.detach() for one in self._weights(name, weights))
         if weight is None:
             return Sums(max(1, 0 if read is None else read.numel() // max(result.numel(), 1)))
         if weight.shape[0] != result.shape[1]:  # transposed
@@ -146,7 +146,7 @@ class Taps:
             turned = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
             if not isinstance(layer, (*kinds, *turned)):
                 return None, None
-            return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+            return layer.weight, layer.bias
         given = [*node.args, *node.kwargs.values()] if _is_weighted(node) else []
         found = [known.get(getattr(source, "name", "")) for source in (*given[1:3], None, None)]
         return found[0], found[1] if found[1] is not None and found[1].dim() == 1 else None

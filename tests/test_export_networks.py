@@ -59,7 +59,8 @@ def test_local_response_normalisation_and_depth_without_shortcuts_survive_fp16(n
     bundle = export(name, tmp_path, "fp16")
     half = [rung for rung in bundle.manifest.parity if rung.candidate == "onnx-fp16"]
     assert {rung.batch for rung in half} == {1, 2, 4}
-    assert all(rung.required_db > 30 for rung in half), "a floor that would let anything pass"
+    least = {1: 25, 2: 30, 4: 30}  # one row is held to the worst one: 35.5 dB in plain34, less one bit
+    assert all(rung.required_db > least[rung.batch] for rung in half), "a floor that would let anything pass"
 
 
 @pytest.mark.parametrize("name", ["googlenet", "resnet18"])

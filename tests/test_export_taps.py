@@ -86,3 +86,16 @@ def test_a_transposed_layer_s_lengths_are_its_output_channels() -> None:
     weight = layer.weight.detach()  # (in, out / groups, 3, 3)
     right = [weight[2 * (c // 3) : 2 * (c // 3) + 2, c % 3].norm() for c in range(6)]
     assert sums.lengths is not None and torch.allclose(sums.lengths, torch.stack(right))
+
+
+@pytest.mark.slow
+def test_a_program_s_weights_are_numbers_and_no_part_of_a_gradient() -> None:
+    found = taps(net(), "dynamo")
+    seen: dict[str, torch.Tensor] = {}
+    found.exact([torch.from_numpy(X)], lambda name, value: seen.update({name: value}))
+    weights = {name: seen[name] for name in found.read_as_weights() if name in seen}
+    layers = [name for name, read, _ in found.layers() if weights.keys() & set(read)]
+    sums = [found.sums(name, seen[name], None, weights) for name in layers]
+    assert len(sums) == 2
+    assert all(each.lengths is not None and not each.lengths.requires_grad for each in sums)
+    assert all(each.bias is None or not each.bias.requires_grad for each in sums)
