@@ -6,6 +6,7 @@ root, as CI has it; ``missing`` says what else is not there.
 """
 
 import ast
+import contextlib
 import json
 import os
 import shutil
@@ -230,6 +231,12 @@ class Container:
         return self.process.wait(60.0)
 
     def close(self) -> None:
-        """End it, whatever it does; its mounts go with its namespaces."""
+        """End it, whatever it does; its mounts go with its namespaces.
+
+        Its first process is ended by its own number: whoever becomes another user has lost the wish to die with its
+        parent (prctl(2), PR_SET_PDEATHSIG), and ``--kill-child`` with it.
+        """
+        with contextlib.suppress(ValueError, FileNotFoundError, ProcessLookupError):  # it has ended already
+            os.kill(self.pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()

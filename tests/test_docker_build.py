@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -69,8 +70,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def container(containers: Any, image: Any, root: Path, models: Path, tmp_path: Path) -> Iterator[Any]:
     running = containers.Container(image, root, models, tmp_path / "log")
     running.wait_for("listening on")
+    first = running.pid
     yield running
     running.close()
+    end = time.monotonic() + 10
+    while Path(f"/proc/{first}").exists() and time.monotonic() < end:  # it is the kernel's to clear away
+        time.sleep(0.05)
+    assert not Path(f"/proc/{first}").exists(), "a server was left running"
 
 
 # --- the file, read by a linter
